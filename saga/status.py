@@ -32,6 +32,7 @@ from saga.retry import RUNGS_MS
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables, utc_now
 from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.partitions import with_partitions
 from saga.runtime.messaging.topology import (
     DECLARE_SECONDS,
     dead_letter_queue,
@@ -225,7 +226,7 @@ async def at_broker(
             queues = {
                 name: await _queue(channel, name)
                 for participant in graph.participants
-                for name in queues_of(participant)
+                for name in await with_partitions(connection, queues_of(participant))
             }
             waits = {
                 wait_queue(rung): (await _queue(channel, wait_queue(rung))).messages

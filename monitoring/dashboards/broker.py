@@ -17,7 +17,7 @@ from monitoring.dashboards.panels import (
 )
 
 _HERE = f'{CHOSEN},vhost=~"$vhost"'
-_WORK = f'{_HERE},queue=~".+[.](high|normal)"'
+_WORK = f'{_HERE},queue=~".+[.](high|normal)([.][0-9]+)?"'
 _WAIT = f'{_HERE},queue=~"saga[.]retry[.].+"'
 _DEAD = f'{_HERE},queue=~".+[.]dlq"'
 

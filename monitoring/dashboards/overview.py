@@ -128,7 +128,7 @@ def dashboard() -> Dashboard:
                 "What waits: messages in work queues, messages being worked on, events that are "
                 "not published yet. `saga status` shows each queue.",
                 Query(
-                    f'sum(queue:rabbitmq_messages_ready:max{{{CHOSEN},queue=~".+[.](high|normal)"}})',
+                    f'sum(queue:rabbitmq_messages_ready:max{{{CHOSEN},queue=~".+[.](high|normal)([.][0-9]+)?"}})',
                     "in work queues",
                 ),
                 Query(f"sum(saga_messages_in_flight{{{CHOSEN}}})", "in flight"),

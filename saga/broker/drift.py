@@ -88,7 +88,7 @@ _SECTIONS: Final = {
 _NAMED_BY: Final = {
     "exchange": ("name",),
     "queue": ("name",),
-    "binding": ("source", "routing_key", "destination"),
+    "binding": ("source", "routing_key", "destination", "destination_type"),
     "user": ("name",),
     "permission": ("user",),
     "topic permission": ("user", "exchange"),
@@ -127,7 +127,7 @@ def _plain(part: str, value: Any) -> Any:
 
 def _compare(kind: str, expected: _Things, found: _Things) -> Iterable[Deviation]:
     for key in dict.fromkeys((*expected, *found)):
-        name = " ".join(key)
+        name = " ".join(key[:-1] if kind == "binding" and key[-1] == "queue" else key)
         if key not in found:
             yield Deviation(kind, name, _said(expected[key]), MISSING)
         elif key not in expected:

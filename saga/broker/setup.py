@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import aiormq
@@ -23,15 +24,24 @@ from saga.message import Priority
 from saga.runtime.disk import lack_of_room
 from saga.runtime.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from saga.runtime.messaging.definitions import Definitions, definitions, text
+from saga.runtime.messaging.partitions import LOOK_SECONDS, partitions_on
 from saga.runtime.messaging.permissions import User, users_of
 from saga.runtime.messaging.topology import (
     DECLARE_SECONDS,
+    HASH_ARGUMENTS,
+    HASH_TYPE,
+    PARTITIONS_MAX,
     QueueDown,
     Topology,
+    TopologyError,
     apply,
+    divisible,
     intake_queue,
+    partition_queue,
     topology_of,
+    undivided,
 )
+from saga.runtime.messaging.wire import Connection
 from saga.runtime.urls import printable
 
 NODE_FOLDER: Final = "rabbitmq"
@@ -49,6 +59,8 @@ NOT_THERE: Final = "no queue"
 else."""
 _LOST: Final = (ConnectionError, RuntimeError)
 """What is raised on a connection that the broker has left; aiormq's are the second."""
+FOUND_SECONDS: Final = 2 * LOOK_SECONDS
+"""How long services that run may take to find new partitions before messages are put into them."""
 _AS_DESIGNED: Final = "as the choreography has it"
 
 
@@ -73,19 +85,32 @@ class DamagedQueue(BrokerError):
         self.queue = down.queue
 
 
-async def apply_topology(url: str, graph: Choreography, *, patience_seconds: float = 0.0) -> None:
+async def apply_topology(
+    url: str,
+    graph: Choreography,
+    *,
+    partitions: int | None = None,
+    patience_seconds: float = 0.0,
+) -> Topology:
     """Declare on the broker at `url` what the choreography needs; what is there already stays.
+    Returns what is there now.
 
-    A broker that is out of reach is waited for up to `patience_seconds`; and one that has just
-    started and does not have all of its queues back yet, for `BACK_SECONDS`. Raises `BrokerError`,
-    of which `DamagedQueue` is one, or `TopologyError` if a name is taken by something else.
+    Queues get as many `partitions` as said, or as they have. A broker that is out of reach is
+    waited for up to `patience_seconds`; and one that has just started and does not have all of its
+    queues back yet, for `BACK_SECONDS`. Raises `BrokerError`, of which `DamagedQueue` is one, or
+    `TopologyError` if a name is taken by something else, or there are more partitions than said.
     """
     connection = await connect(url, name="saga", patience_seconds=patience_seconds)
     deadline = time.monotonic() + BACK_SECONDS
     async with connection:
         while True:
             try:
-                return await apply(topology_of(graph), await connection.channel())
+                there = await partitions_on(connection, graph)
+                topology = topology_of(graph, _as_many(partitions, there, url))
+                if partitions is not None and partitions > there:
+                    await _wait_for_readers(connection, topology)
+                await apply(topology, await connection.channel())
+                return topology
             except QueueDown as error:
                 if time.monotonic() > deadline:
                     raise DamagedQueue(url, error) from error
@@ -97,6 +122,48 @@ async def apply_topology(url: str, graph: Choreography, *, patience_seconds: flo
             except _LOST as error:
                 raise _lost(url, error) from error
             await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _wait_for_readers(connection: Connection, topology: Topology) -> None:
+    """Declare new partitions, and wait until services that run have found them, so that nothing is
+    put into a queue without a consumer. Raises what `apply` raises."""
+    divided = set(topology.hashes)
+    queues = [queue for queue in topology.queues if undivided(queue.name) in divided]
+    channel = await connection.channel()
+    await apply(Topology(queues=queues, hashes=topology.hashes), channel)
+
+    async def read(name: str) -> bool:
+        return bool(
+            (await channel.declare_queue(name, passive=True)).declaration_result.consumer_count
+        )
+
+    served = [queue.name for queue in queues if await read(undivided(queue.name))]
+    deadline = time.monotonic() + FOUND_SECONDS
+    while served and time.monotonic() < deadline:
+        served = [name for name in served if not await read(name)]
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def partitions_at(url: str, graph: Choreography, *, patience_seconds: float = 0.0) -> int:
+    """The same of the broker at `url`. Raises `BrokerError`."""
+    connection = await connect(url, name="saga", patience_seconds=patience_seconds)
+    async with connection:
+        try:
+            return await partitions_on(connection, graph)
+        except aiormq.exceptions.AMQPError as error:
+            raise BrokerError(f"cannot look at the queues at {printable(url)}: {error}") from error
+        except _LOST as error:
+            raise _lost(url, error) from error
+
+
+def _as_many(partitions: int | None, there: int, url: str) -> int:
+    if partitions is not None and partitions < there:
+        raise TopologyError(
+            f"the queues at {printable(url)} have {there} partitions, and cannot have only "
+            f"{partitions}: what is in the others, or returns to them, would not be read; say "
+            f"{there} or more, or leave the number out"
+        )
+    return partitions or there
 
 
 async def mend_topology(
@@ -123,7 +190,7 @@ async def mend_topology(
     removed: set[str] = set()
     while True:
         try:
-            return await apply_topology(url, graph, patience_seconds=patience_seconds)
+            await apply_topology(url, graph, patience_seconds=patience_seconds)
         except DamagedQueue as damaged:
             queue = damaged.queue
             if node is None or queue in removed:
@@ -136,6 +203,8 @@ async def mend_topology(
             report(f"{why}{taken}")
             await asyncio.to_thread(node.remove_queue, queue)
             removed.add(queue)
+        else:
+            return
 
 
 def private_node(folder: Path, deployment: Deployment) -> RabbitNode | None:
@@ -153,7 +222,8 @@ async def missing_queues(
     connection = await connect(url, name="saga", patience_seconds=patience_seconds)
     async with connection:
         try:
-            names = [queue.name for queue in topology_of(graph).queues]
+            topology = topology_of(graph, await partitions_on(connection, graph))
+            names = [queue.name for queue in topology.queues]
             return [name for name in names if await _is_missing(connection, name)]
         except aiormq.exceptions.AMQPError as error:
             raise BrokerError(f"cannot look at the queues at {printable(url)}: {error}") from error
@@ -254,18 +324,19 @@ async def drift(
     Changes nothing. Raises `BrokerError` or `NodeError`.
     """
     virtual_host = virtual_host_of(url) if url else "/"
-    topology = topology_of(graph)
     if management_url is not None:
         async with Management(management_url) as management:
             found = await management.export(virtual_host)
         broker = printable(management_url)
     elif url is not None:
+        topology = topology_of(graph, await partitions_at(url, graph))
         found_here = await _over_amqp(url, topology)
         return Drift(printable(url), found_here, ("bindings", "users", "permissions"))
     else:
         node = RabbitNode(folder / NODE_FOLDER)
         found = json.loads(await asyncio.to_thread(node.ctl, "export_definitions", "-"))
         broker = str(node.folder)
+    topology = topology_of(graph, _partitions_in(found, graph, virtual_host))
     seen = "users" in found
     expected = definitions(
         _as_it_may_be(topology, found, virtual_host), users_of(graph), virtual_host=virtual_host
@@ -283,6 +354,22 @@ def virtual_host_of(url: str) -> str:
         return yarl.URL(url).path.removeprefix("/") or "/"
     except ValueError:
         return "/"  # connecting will say what is wrong with it
+
+
+def _partitions_in(found: Definitions, graph: Choreography, virtual_host: str) -> int:
+    there = {q["name"] for q in found["queues"] if q.get("vhost", virtual_host) == virtual_host}
+    return max(
+        [
+            1,
+            *(
+                number + 1
+                for participant in graph.participants
+                for queue in divisible(graph, participant)
+                for number in range(PARTITIONS_MAX)
+                if partition_queue(queue, number) in there
+            ),
+        ]
+    )
 
 
 def _as_it_may_be(topology: Topology, found: Definitions, virtual_host: str) -> Topology:
@@ -308,6 +395,9 @@ async def _over_amqp(url: str, topology: Topology) -> list[Deviation]:
     async with connection:
         for name in topology.exchanges:
             found += await _declared(connection, "exchange", name, _declare_exchange(name))
+        for name in topology.hashes:
+            declare = _declare_exchange(name, HASH_TYPE, HASH_ARGUMENTS)
+            found += await _declared(connection, "exchange", name, declare)
         for queue in topology.queues:
             differs: list[Deviation] = []
             for arguments in (queue.arguments, *queue.formerly):
@@ -324,9 +414,11 @@ async def _over_amqp(url: str, topology: Topology) -> list[Deviation]:
 _Declare = Callable[[AbstractChannel, bool], Awaitable[Any]]
 
 
-def _declare_exchange(name: str) -> _Declare:
+def _declare_exchange(
+    name: str, type_: str = "topic", arguments: Mapping[str, Any] = MappingProxyType({})
+) -> _Declare:
     return lambda channel, passive: channel.declare_exchange(
-        name, "topic", durable=True, passive=passive
+        name, type_, durable=True, passive=passive, arguments=dict(arguments)
     )
 
 

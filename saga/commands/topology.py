@@ -60,6 +60,15 @@ PasswordsFrom = Annotated[
     ),
 ]
 
+Partitions = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=128,
+        help="Divide each queue that events are routed to into so many, by saga id.",
+    ),
+]
+
 StartDeadline = Annotated[
     float,
     typer.Option(
@@ -81,6 +90,7 @@ def export(
     virtual_host: Annotated[
         str, typer.Option(help="The one that the saga has on the broker, its users' names with it.")
     ] = "/",
+    partitions: Partitions = 1,
     as_json: AsJson = False,
 ) -> None:
     """Write the topology, users and permissions as definitions that RabbitMQ imports at its start.
@@ -103,7 +113,7 @@ def export(
     from saga.runtime.messaging.topology import topology_of
 
     graph = choreography()
-    topology, users = topology_of(graph), users_of(graph)
+    topology, users = topology_of(graph, partitions), users_of(graph)
     document = text(
         definitions(
             topology,
@@ -151,6 +161,17 @@ def apply(
             "on those that run when they are made. Needs --management-url if there are several.",
         ),
     ] = 1,
+    partitions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=128,
+            show_default=False,
+            help="Divide each queue that events are routed to into so many, by saga id; by default "
+            "they keep the number they have. More at any time, never fewer. Services find them "
+            "within seconds. Needs the broker's plugin rabbitmq_consistent_hash_exchange.",
+        ),
+    ] = None,
     patience: StartDeadline = 0.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
@@ -166,11 +187,11 @@ def apply(
 
     * `AMQP_URL=amqp://admin:secret@broker:5672/saga saga topology apply`
     * `saga topology apply --management-url http://admin:secret@broker:15672 --passwords-from .env`
+    * `saga topology apply --partitions 4`
     """
     from saga.broker.setup import apply_topology, put_users, put_virtual_host, wait_for_nodes
     from saga.discovery import choreography
     from saga.runtime.messaging.permissions import users_of
-    from saga.runtime.messaging.topology import topology_of
     from saga.runtime.urls import printable
 
     graph = choreography()
@@ -192,9 +213,9 @@ def apply(
         if management_url is not None:
             run(wait_for_nodes(management_url, nodes, patience_seconds=patience))
         run(put_virtual_host(url, management_url))
-        run(apply_topology(url, graph, patience_seconds=patience))
+        # First what services may read, then what there is to read.
         put = run(put_users(users, url, management_url, passwords, data_dir if private else None))
-    topology = topology_of(graph)
+        topology = run(apply_topology(url, graph, partitions=partitions, patience_seconds=patience))
     if as_json:
         print_json(
             {

@@ -19,7 +19,7 @@ from saga.graph.check import concerned
 from saga.graph.flow import Flow, Node, Step, label
 from saga.graph.overlay import Inscription, Line, Overlay
 from saga.message import Command, Event, Intent
-from saga.runtime.messaging.topology import queues_of
+from saga.runtime.messaging.topology import queues_of, undivided
 from saga.status import READY, READY_BUT
 
 LANE_CHARACTERS: Final = 34
@@ -290,7 +290,9 @@ class MapFigures:
             about = glance.no_broker or "the broker is being asked"
             return [Inscription("backlog not known", about=about, kind="warn")]
         status = glance.status
-        queues = [status.queues[name] for name in self._queues[participant]]
+        queues = [
+            q for name, q in status.queues.items() if undivided(name) in self._queues[participant]
+        ]
         waiting = sum(queue.messages for queue in queues)
         unread = any(not queue.consumers for queue in queues)
         about = f"{participant}: {waiting} messages wait in its queues"

@@ -22,7 +22,7 @@ from saga.errors import InputError
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.dead_letters import ERROR
 from saga.runtime.messaging.permissions import REPLAY
-from saga.runtime.messaging.topology import dead_letter_queue, queues_of
+from saga.runtime.messaging.topology import dead_letter_queue, queues_of, undivided
 from saga.runtime.messaging.wire import Connection
 from saga.runtime.tasks import in_thread
 from saga.runtime.urls import printable
@@ -74,7 +74,7 @@ class ReadingDesk:
         """Raise `InputError` for a selection that names what does not exist."""
         queues = {q for p in self.graph.participants for q in queues_of(p)}
         queues |= {dead_letter_queue(name) for name in self.participants}
-        if selection.queue is not None and selection.queue not in queues:
+        if selection.queue is not None and undivided(selection.queue) not in queues:
             raise InputError(
                 f"there is no queue {selection.queue!r}; there are {', '.join(sorted(queues))}"
             )

@@ -26,7 +26,7 @@ from saga.personal.seal import PREFIX, sealed
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
-from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of
+from saga.runtime.messaging.topology import HISTORY_STREAM, reads
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.runtime.tasks import in_thread
 
@@ -143,7 +143,7 @@ def corrected(graph: Choreography, letter: DeadLetter, after: str) -> Correction
 def _taker(graph: Choreography, letter: DeadLetter) -> Participant:
     """The participant that the copy goes to."""
     found = next((p for p in graph.participants if p.name == letter.participant), None)
-    if found is None or letter.queue not in queues_of(found):
+    if found is None or not reads(found, letter.queue):
         raise InputError(
             f"letter {letter.number} is from {letter.queue}, which is no queue of "
             f"{letter.participant}"

@@ -31,7 +31,7 @@ from saga.history import pages
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY
-from saga.runtime.messaging.topology import queues_of
+from saga.runtime.messaging.topology import reads
 from saga.runtime.messaging.trust import check_sender
 
 REPLAYS_MAX: Final = 3
@@ -181,7 +181,7 @@ class Examiner:
             detail = f"the inbox of {letter.participant} has it"
             if self.is_foreign(letter.participant):
                 detail = f"{letter.participant} has answered it"
-        elif participant is None or letter.queue not in queues_of(participant):
+        elif participant is None or not reads(participant, letter.queue):
             expectation = Expectation.NO_QUEUE
             detail = f"{letter.queue} is no queue of {letter.participant}"
         elif letter.replays >= self._replays_max and not force:

@@ -125,7 +125,8 @@ def conditions_of(
         found.append(c.state.in_(states))
     if selection.queue is not None:
         dlq = c.participant + ".dlq"
-        found.append((c.queue == selection.queue) | (dlq == selection.queue))
+        parts = c.queue.startswith(f"{selection.queue}.", autoescape=True)
+        found.append((c.queue == selection.queue) | parts | (dlq == selection.queue))
     found += (
         column == value
         for column, value in (

@@ -20,6 +20,7 @@ from saga.retry import RUNGS_MS
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.dead_letters import Reason, attempts_in, ours_in
+from saga.runtime.messaging.partitions import with_partitions
 from saga.runtime.messaging.topology import dead_letter_queue, queues_of, wait_queue
 from saga.runtime.urls import printable
 
@@ -87,7 +88,8 @@ async def look(
                 _put(seen, owner, message.body, Place.WAITING, f"waiting for try {tries}")
         for participant in graph.participants:
             name = participant.name
-            backlog = await broker.backlog(connection, queues_of(participant))
+            queues = await with_partitions(connection, queues_of(participant))
+            backlog = await broker.backlog(connection, queues)
             for key in backlog.waiting:
                 queued = MessageLocation(
                     Place.QUEUED, f"waiting in the queues of {name}, which has no consumer"

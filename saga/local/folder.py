@@ -14,6 +14,7 @@ from saga.local import SystemFault
 from saga.notes import is_being_restored
 from saga.runtime.files import write_whole
 from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.partitions import with_partitions
 from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of
 from saga.runtime.urls import printable
 
@@ -114,7 +115,11 @@ async def check_broker_is_unused(url: str, graph: Choreography, folder: Path) ->
     connection = await connect(url, name="saga")
     async with connection:
         channel = await connection.channel()
-        read = [name for p in graph.participants for name in queues_of(p)]
+        read = [
+            name
+            for p in graph.participants
+            for name in await with_partitions(connection, queues_of(p))
+        ]
         for name in (*read, HISTORY_STREAM):
             found = (await channel.declare_queue(name, passive=True)).declaration_result
             if found.consumer_count and name in read:

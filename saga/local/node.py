@@ -28,6 +28,7 @@ from saga.local.places import RABBITMQ, RABBITMQ_OF_HOMEBREW, homes, program_fol
 from saga.local.server import LOOPBACK, SPEECHLESS_BYTES, PortTaken, PrivateServer, free_ports
 from saga.runtime.disk import FREE_MIN_BYTES, lack_of_room, servers_min_bytes
 from saga.runtime.files import write_whole
+from saga.runtime.messaging.topology import HASH_PLUGIN
 
 STOP_SECONDS: Final = 20.0
 """How long a graceful stop may take before the node is killed."""
@@ -142,7 +143,7 @@ class RabbitNode(PrivateServer):
         super().__init__(folder, "node.lock")
         self._peer = peer
         self.name = f"{name or 'saga'}@localhost"
-        self.plugins = tuple(plugins)
+        self.plugins = (HASH_PLUGIN, *plugins)  # Queues may be divided at any time.
         self._settings = dict(settings or {})
         self._ports: dict[str, int] = {}
         self._environment: dict[str, str] = {}

@@ -30,6 +30,7 @@ from saga.personal.needle import Found, Needle
 from saga.personal.unpacking import chunks_of, parts_of_file
 from saga.runtime.kernel.database import DatabaseError, is_postgresql
 from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.partitions import partitions_on
 from saga.runtime.messaging.stream import FIRST, PREFETCH, StreamError, last_offset, reading
 from saga.runtime.messaging.topology import HISTORY_STREAM, topology_of
 from saga.runtime.urls import printable, sqlite_path
@@ -333,7 +334,8 @@ class Looker:
             async with connection:
                 await self._stream(where, connection)
                 channel = await connection.open_channel()
-                for queue in topology_of(graph).queues:
+                topology = topology_of(graph, await partitions_on(connection, graph))
+                for queue in topology.queues:
                     if queue.name == HISTORY_STREAM:
                         continue
                     waiting = (await channel.look_at(queue.name)).message_count

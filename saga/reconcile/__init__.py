@@ -30,6 +30,7 @@ from saga.reconcile.history import History
 from saga.rules import RULES, Rules
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.partitions import with_partitions
 from saga.runtime.messaging.topology import dead_letter_queue, queues_of
 from saga.runtime.messaging.wire import Connection
 from saga.runtime.urls import printable
@@ -215,7 +216,9 @@ async def _gather(deployment: Deployment, saga: Saga, grace_seconds: float) -> _
         owners = {queue: p.name for p in choreography.participants for queue in queues_of(p)}
         waiting = await broker.waiting(connection, owners)
         backlogs = {
-            p.name: await broker.backlog(connection, queues_of(p))
+            p.name: await broker.backlog(
+                connection, await with_partitions(connection, queues_of(p))
+            )
             for p in choreography.participants
         }
     except (aiormq.exceptions.AMQPError, ConnectionError) as error:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import aiormq
 
-from saga.broker.ready import take_ready
+from saga.broker.ready import take_alone, take_ready
 from saga.dlq.letters import event_id_of
 from saga.reconcile.facts import Backlog, ReconcileError, RestingMessage
 from saga.reconcile.history import History
@@ -23,7 +23,7 @@ from saga.runtime.messaging.stream import (
     last_offset,
     reading,
 )
-from saga.runtime.messaging.topology import HISTORY_STREAM, wait_queue
+from saga.runtime.messaging.topology import HISTORY_STREAM, is_partition, undivided, wait_queue
 from saga.runtime.messaging.wire import Channel, Connection
 
 PREFETCH = 2_000
@@ -87,7 +87,7 @@ async def waiting(
     found: defaultdict[str, list[RestingMessage]] = defaultdict(list)
     for rung in RUNGS_MS:
         for message in await look_through(connection, wait_queue(rung)):
-            if owner := owners.get(message.routing_key):
+            if owner := owners.get(undivided(message.routing_key)):
                 found[owner].append(letter_of(message))
     return found
 
@@ -121,7 +121,8 @@ async def look_through(connection: Connection, queue: str) -> list[Delivery]:
         while True:
             channel = await connection.open_channel()
             channels.append(channel)
-            part = await take_ready(channel, queue, PREFETCH)
+            take = take_alone if is_partition(queue) else take_ready
+            part = await take(channel, queue, PREFETCH)
             found += part
             # A queue that is being filled may never be empty; what was there must have been seen.
             # (The count alone is not to be trusted: it may lag behind.)

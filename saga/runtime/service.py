@@ -240,6 +240,8 @@ def process_of(
             drain_seconds=settings.drain_seconds,
             prefetch=service.prefetch,
             persons=persons,
+            replica=outbox.owner,
+            members=outbox.members if database.shared else None,
         )
         figures = metrics.DatabaseMetrics(name, service.tables, service.figures, begun=begun)
         timekeepers = timekeepers_of(kernel, database, service.tables)
@@ -296,6 +298,7 @@ def process_of(
             tasks=(
                 kernel.run(),
                 outbox.run(),
+                consumer.partitions.run(),
                 kept.run(),
                 readiness.run(),
                 disks.run(),

@@ -1,8 +1,9 @@
 """A broker in memory: what the saga uses of RabbitMQ, and nothing else.
 
-Topic exchanges and the default exchange, quorum queues, streams that only keep what they get. Each
-call is done when it returns; for latency and losses, put a network in front of it. What
-the calls mean is pinned by a contract suite that runs against the real broker too.
+Topic exchanges and the default exchange, exchanges that divide a queue by a hash, quorum queues,
+streams that only keep what they get. Each call is done when it returns; for latency and losses,
+put a network in front of it. What the calls mean is pinned by a contract suite that runs
+against the real broker too.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
+from zlib import crc32
 
 from pamqp import encode
 
+from saga.choreography import Participant
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.frames import Field, Properties
-from saga.runtime.messaging.topology import Topology
+from saga.runtime.messaging.topology import ONE_AT_A_TIME, Topology, reads
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 """The time of day at the loop's time 0."""
 NOT_FOUND = 404
+RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
 
 OnDelivery = Callable[["BrokerDelivery"], None]
@@ -108,6 +112,17 @@ class SimulatedQueue:
         bisect.insort(self.ready, copy, key=_position)
 
 
+def _bucket(key: int, buckets: int) -> int:
+    """Which of so many buckets a key falls into: when there are more of them, only keys that fall
+    into the new ones move. https://arxiv.org/abs/1406.2294"""
+    bucket, following = 0, 0
+    while following < buckets:
+        bucket = following
+        key = (key * 2862933555777941757 + 1) & 0xFFFFFFFFFFFFFFFF
+        following = int((bucket + 1) * (1 << 31) / ((key >> 33) + 1))
+    return bucket
+
+
 def _position(copy: _Copy) -> int:
     return copy.position
 
@@ -118,6 +133,8 @@ class Broker:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._bindings: dict[str, list[tuple[str, str]]] = {}
+        self._hashed: dict[str, list[str]] = {}
+        """Keyed by the name of an exchange that hashes: the queues it divides messages among."""
         self._queues: dict[str, SimulatedQueue] = {}
         self._routes: dict[tuple[str, str], list[SimulatedQueue]] = {}
         self.on_publish: Callable[[bytes], None] = lambda _: None
@@ -127,16 +144,26 @@ class Broker:
         """Declare a topology."""
         for exchange in topology.exchanges:
             self._bindings.setdefault(exchange, [])
+        for exchange in topology.hashes:
+            self._hashed.setdefault(exchange, [])
         for queue in topology.queues:
             self._queues.setdefault(queue.name, SimulatedQueue(queue.name, queue.arguments))
         for binding in topology.bindings:
-            self._bindings[binding.exchange].append((binding.key, binding.queue))
+            if (parts := self._hashed.get(binding.exchange)) is not None:
+                if binding.queue not in parts:
+                    parts.append(binding.queue)
+            elif (bound := (binding.key, binding.queue)) not in self._bindings[binding.exchange]:
+                self._bindings[binding.exchange].append(bound)
         self._routes.clear()
 
     def empty(self) -> None:
         """Forget all messages. Connections from before still refer to the queues of before."""
         self._queues = {n: SimulatedQueue(n, queue.arguments) for n, queue in self._queues.items()}
         self._routes.clear()
+
+    def queues_of(self, participant: Participant) -> list[str]:
+        """The queues that a participant reads, partitions among them."""
+        return [queue for queue in self._queues if reads(participant, queue)]
 
     def messages_in(self, queue: str) -> list[PublishedMessage]:
         """What is ready in a queue, in its order."""
@@ -163,8 +190,8 @@ class Broker:
         if exchange and exchange not in self._bindings:
             raise ChannelClosed(NOT_FOUND, f"no exchange '{exchange}'")
         self.on_publish(body)
-        queues = self._queues_for(exchange, routing_key)
         message = PublishedMessage(exchange, routing_key, raw, body)
+        queues = [self._part_of(q, message) for q in self._queues_for(exchange, routing_key)]
         for queue in queues:
             self._put(queue, message)
         return bool(queues)
@@ -172,6 +199,14 @@ class Broker:
     def put(self, queue: str, message: PublishedMessage) -> None:
         """Put a message into one queue, as if it had been published to it."""
         self._put(self._queues[queue], message)
+
+    def _part_of(self, queue: SimulatedQueue, message: PublishedMessage) -> SimulatedQueue:
+        """The partition that a message to this queue goes to, where an exchange divides it."""
+        parts = self._hashed.get(queue.name)
+        if not parts or not message.exchange:
+            return queue
+        saga = (message.properties.correlation_id or "").encode()
+        return self._queues[parts[_bucket(crc32(saga), len(parts))]]
 
     def _queues_for(self, exchange: str, routing_key: str) -> list[SimulatedQueue]:
         route = (exchange, routing_key)
@@ -214,6 +249,11 @@ class Broker:
 
     @staticmethod
     def _next_consumer(queue: SimulatedQueue) -> _Consumer | None:
+        if queue.arguments.get(ONE_AT_A_TIME):
+            # The one that came first; when it is gone, the next.
+            first = queue.consumers[0] if queue.consumers else None
+            full = first is not None and 0 < first.prefetch <= first.unacknowledged
+            return None if full else first
         for _ in range(len(queue.consumers)):
             consumer = queue.consumers[0]
             queue.consumers.rotate(-1)
@@ -283,6 +323,9 @@ class BrokerChannel:
     def get(self, queue: str) -> BrokerDelivery | None:
         """The next message, if there is any."""
         found = self._find(queue)
+        if found.arguments.get(ONE_AT_A_TIME):
+            self.close()
+            raise ChannelClosed(RESOURCE_LOCKED, f"'{queue}' has one consumer at a time")
         self._broker._expire(found)
         return self._take(found, found.ready.pop(0), None) if found.ready else None
 

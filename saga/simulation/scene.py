@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -26,6 +26,9 @@ from saga.runtime.messaging.topology import topology_of
 from saga.runtime.service import Service
 from saga.simulation.database import SimulatedStore
 from saga.simulation.decoding import RememberingDecoder
+
+PARTITIONS: Final = (1, 1, 1, 3)
+"""What the number of partitions of a run is drawn from."""
 
 
 class Scene:
@@ -46,7 +49,8 @@ class Scene:
         flow = Flow(self.choreography)
         self.ends_of_dues = {command.type: _first_ends(flow, command) for command in flow.dues}
         """Keyed by a due command's type: the types of events that end a saga and may come of it."""
-        self.topology = topology_of(self.choreography)
+        self.topologies = {n: topology_of(self.choreography, n) for n in {*PARTITIONS}}
+        """Keyed by the number of partitions of its queues."""
         stand_ins = {participant.name for participant in foreign}
         self.tables = {
             p.name: _elsewhere() if p.name in stand_ins else tables_in(p.package)

@@ -21,7 +21,6 @@ from saga.runtime.kernel.timer import Timekeeper
 from saga.runtime.kernel.work import Work
 from saga.runtime.messaging.consumer import PREFETCH, Deliveries
 from saga.runtime.messaging.publisher import BrokerPublisher
-from saga.runtime.messaging.topology import queues_of
 from saga.runtime.service import Service
 from saga.simulation.broker import EPOCH
 from saga.simulation.database import SimulatedDatabase, SimulatedStore
@@ -214,7 +213,8 @@ class SimulatedReplica:
         deliveries = self._parts.deliveries(
             self.service.participant, kernel, publisher, self.clock, decoder=self._decoder
         )
-        takers = {queue: deliveries.taker(queue) for queue in queues_of(self.service.participant)}
+        queues = network.broker.queues_of(self.service.participant)
+        takers = {queue: deliveries.taker(queue) for queue in queues}
         self._starting = False
         await read(network, "consumer", takers, min(limits.prefetch, self.service.prefetch))
 

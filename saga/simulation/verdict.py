@@ -21,7 +21,13 @@ from saga.reconcile.facts import Backlog, MessageFates
 from saga.retry import RUNGS_MS
 from saga.runtime.kernel.kept import position_of
 from saga.runtime.messaging.dead_letters import key_of
-from saga.runtime.messaging.topology import HISTORY_STREAM, dead_letter_queue, queues_of, wait_queue
+from saga.runtime.messaging.topology import (
+    HISTORY_STREAM,
+    dead_letter_queue,
+    queues_of,
+    undivided,
+    wait_queue,
+)
 from saga.simulation import dues
 from saga.simulation.broker import EPOCH
 from saga.simulation.network import delivered
@@ -181,7 +187,7 @@ def _seen(world: World) -> tuple[View, MessageFates]:
     waiting = defaultdict(list)
     for rung in RUNGS_MS:
         for message in world.broker.messages_in(wait_queue(rung)):
-            waiting[owners[message.routing_key]].append(letter_of(delivered(message)))
+            waiting[owners[undivided(message.routing_key)]].append(letter_of(delivered(message)))
     deliveries = MessageFates(
         started_at=EPOCH + timedelta(days=365),
         grace_seconds=0.0,
@@ -200,7 +206,7 @@ def _seen(world: World) -> tuple[View, MessageFates]:
             p.name: Backlog(
                 waiting={
                     key
-                    for queue in queues_of(p)
+                    for queue in world.broker.queues_of(p)
                     for message in world.broker.messages_in(queue)
                     for key in (
                         key_of(message.properties.message_id, message.body),

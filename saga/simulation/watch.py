@@ -19,7 +19,7 @@ from saga.retry import Retry
 from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.work import Work
 from saga.runtime.messaging.dead_letters import ERROR_TYPE, REASON, Reason, attempts_in
-from saga.runtime.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE, wait_queue
+from saga.runtime.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE, undivided, wait_queue
 from saga.simulation.broker import PublishedMessage
 from saga.simulation.database import SimulatedStore
 from saga.simulation.loop import SimulatedProcess
@@ -108,7 +108,7 @@ class Watch:
             about = _attributes_of(message.body)
         except Undecodable:
             return
-        priority = Priority(queue.rpartition(".")[2])
+        priority = Priority(undivided(queue).rpartition(".")[2])
         self._priorities.setdefault(about.id, priority)
         self._taking[process].waiting[channel, tag] = about.key, priority
         self.on_message(process, about.subject)

@@ -14,7 +14,7 @@ from saga.archive.store import Fact, Stray
 from saga.load.plan import Plan
 from saga.retry import RUNGS_MS
 from saga.runtime.kernel.timer import due_by
-from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of, wait_queue
+from saga.runtime.messaging.topology import HISTORY_STREAM, wait_queue
 from saga.simulation.broker import EPOCH
 from saga.simulation.doubt import UnclearAnswers
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process
@@ -23,7 +23,7 @@ from saga.simulation.outside import SimulatedOutside
 from saga.simulation.people import People
 from saga.simulation.recovery import SPREAD_SECONDS, as_read, recover
 from saga.simulation.rules import violation
-from saga.simulation.scene import Scene
+from saga.simulation.scene import PARTITIONS, Scene
 from saga.simulation.server import Capacities, PartsUnderTest, SimulatedReplica
 from saga.simulation.stuck import STUCK_SECONDS, EndlessStep, watched
 from saga.simulation.trace import SimulationTrace
@@ -90,7 +90,8 @@ class World:
         self.weather = FaultSchedule(_stream(seed, "weather"))
         self.process = SimulatedProcess("world")
         self.broker = UnrulyBroker(self.loop, self.weather, self.trace)
-        self.broker.apply(scene.topology)
+        partitions = _stream(seed, "partitions").choice(PARTITIONS)
+        self.broker.apply(scene.topologies[partitions])
         self.network = Network(self.loop, self.broker, self.weather, self.trace, self.process)
         draw = _stream(seed, "plan")
         self.plan: Plan = scene.load(draw, draw.choice(SAGAS))
@@ -289,7 +290,7 @@ class World:
     def queues(self) -> Iterator[str]:
         """The queues that are empty at rest."""
         for participant in self.choreography.participants:
-            yield from queues_of(participant)
+            yield from self.broker.queues_of(participant)
         yield from map(wait_queue, RUNGS_MS)
 
     # --- its course --------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from saga.discovery import choreography
 from saga.local.system import System
 from saga.reconcile import reconcile
 from saga.reconcile.broker import read_history
-from saga.reconcile.history import History
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 from saga.status import status
 from tests.messages import message_of
+from tests.ordering import Recorder
 from tests.polling import until
 
 SEED = 20301
@@ -85,20 +85,6 @@ async def test_a_system_that_was_stopped_goes_on_where_it_was(tmp_path: Path) ->
         async with System(tmp_path) as system:
             load = plan(50, seed)
             as_predicted(await demo(system.deployment, choreography(), load, seed=seed))
-
-
-class Recorder(History):
-    """Keeps the decodable events of the stream as they were published."""
-
-    def __init__(self, graph: Choreography) -> None:
-        super().__init__(graph)
-        self.published: list[tuple[str, bytes]] = []
-
-    def take(self, routing_key: str, message_id: str | None, at: Any, body: bytes) -> None:
-        undecodable = self.undecodable
-        super().take(routing_key, message_id, at, body)
-        if self.undecodable == undecodable:
-            self.published.append((routing_key, body))
 
 
 @in_one_loop

@@ -17,8 +17,8 @@ from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.topology import apply, topology_of
 from saga.runtime.tasks import cancel_all
-from tests.e2e.test_saga import Recorder
 from tests.integration.toy import PARTICIPANT, cancelled
+from tests.ordering import Recorder
 from tests.polling import until
 
 PUBLISHERS = 4

@@ -14,7 +14,17 @@ from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 from pamqp.commands import Basic
 
 from saga.runtime.messaging import frames
-from saga.runtime.messaging.topology import DELIVERY_LIMIT, Arguments, Binding, Queue, Topology
+from saga.runtime.messaging.topology import (
+    DELIVERY_LIMIT,
+    HASH_ARGUMENTS,
+    HASH_TYPE,
+    HASH_WEIGHT,
+    ONE_AT_A_TIME,
+    Arguments,
+    Binding,
+    Queue,
+    Topology,
+)
 from saga.simulation.broker import (
     NOT_FOUND,
     PRECONDITION_FAILED,
@@ -81,7 +91,13 @@ class Subject(Protocol):
 
     async def apply(self, topology: Topology) -> None: ...
     async def publish(
-        self, exchange: str, key: str, body: bytes, *, expiration_ms: int | None = None
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        *,
+        expiration_ms: int | None = None,
+        saga: str | None = None,
     ) -> bool:
         """Publish with a confirm; whether any queue took it. Raises `NoExchange`."""
         ...
@@ -153,7 +169,13 @@ class Simulated:
         self._broker.apply(topology)
 
     async def publish(
-        self, exchange: str, key: str, body: bytes, *, expiration_ms: int | None = None
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        *,
+        expiration_ms: int | None = None,
+        saga: str | None = None,
     ) -> bool:
         expiration = None if expiration_ms is None else str(expiration_ms)
         try:
@@ -161,7 +183,13 @@ class Simulated:
                 exchange,
                 key,
                 body,
-                frames.join({} if expiration is None else {"expiration": frames.short(expiration)}),
+                frames.join(
+                    {
+                        name: frames.short(value)
+                        for name, value in (("expiration", expiration), ("correlation_id", saga))
+                        if value is not None
+                    }
+                ),
             )
         except ChannelClosed as error:
             raise (NoExchange if error.code == NOT_FOUND else error) from error
@@ -238,13 +266,24 @@ class Real:
         channel = await self._channel()
         for exchange in topology.exchanges:
             await channel.exchange_declare(exchange, exchange_type="topic", durable=True)
+        for exchange in topology.hashes:
+            await channel.exchange_declare(
+                exchange, exchange_type=HASH_TYPE, durable=True, arguments=dict(HASH_ARGUMENTS)
+            )
         for queue in topology.queues:
             await channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
         for binding in topology.bindings:
-            await channel.queue_bind(binding.queue, binding.exchange, binding.key)
+            bind = channel.exchange_bind if binding.hashed else channel.queue_bind
+            await bind(binding.queue, binding.exchange, binding.key)
 
     async def publish(
-        self, exchange: str, key: str, body: bytes, *, expiration_ms: int | None = None
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        *,
+        expiration_ms: int | None = None,
+        saga: str | None = None,
     ) -> bool:
         channel = await self._channel(on_return_raises=True)
         expiration = None if expiration_ms is None else str(expiration_ms)
@@ -254,7 +293,9 @@ class Real:
                 exchange=exchange,
                 routing_key=key,
                 mandatory=True,
-                properties=Basic.Properties(delivery_mode=2, expiration=expiration),
+                properties=Basic.Properties(
+                    delivery_mode=2, expiration=expiration, correlation_id=saga
+                ),
             )
         except aiormq.exceptions.PublishError:
             return False
@@ -362,6 +403,88 @@ async def test_a_stream_takes_what_is_bound_to_it(broker: Subject) -> None:
     stream = Queue("s", {"x-queue-type": "stream"})
     await broker.apply(Topology(["x"], [stream], [Binding("x", "s", "#")]))
     assert await broker.publish("x", "order.confirmed.normal", b"1")
+
+
+async def partitions(broker: Subject, number: int) -> None:
+    """What events `e` bring to a queue `q`, in so many partitions."""
+    parts = [Queue(f"q.{n}", {**QUORUM, ONE_AT_A_TIME: True}) for n in range(number)]
+    bindings = [Binding("q", part.name, HASH_WEIGHT) for part in parts]
+    bindings.append(Binding("x", "q", "e", hashed=True))
+    await broker.apply(Topology(["x"], [Queue("q", QUORUM), *parts], bindings, ["q"]))
+
+
+async def places(broker: Subject, number: int) -> dict[str, str]:
+    """Keyed by message: the partition that it was in."""
+    found: dict[str, str] = {}
+    for name in [f"q.{n}" for n in range(number)]:
+        client = await broker.client()
+        ready = await broker.ready(name)
+        consumer = await client.consume(name)
+        await until(lambda c=consumer, r=ready: len(c.got) >= r)  # type: ignore[misc]
+        found |= {got.body.decode(): name for got in consumer.got}
+        for got in consumer.got:
+            await client.ack(got.tag)
+        await client.close()
+    return found
+
+
+async def test_all_messages_of_one_saga_are_in_one_partition(broker: Subject) -> None:
+    await partitions(broker, 4)
+    for saga in map(str, range(30)):
+        for number in "ab":
+            assert await broker.publish("x", "e", f"{saga}{number}".encode(), saga=saga)
+    await until_ready(broker, 4, 60)
+    found = await places(broker, 4)
+    assert all(found[f"{saga}a"] == found[f"{saga}b"] for saga in range(30))
+    assert len({*found.values()}) == 4
+    assert await broker.ready("q") == 0
+
+
+async def test_more_partitions_take_sagas_over_and_move_no_others(broker: Subject) -> None:
+    await partitions(broker, 2)
+    for saga in map(str, range(40)):
+        assert await broker.publish("x", "e", saga.encode(), saga=saga)
+    await until_ready(broker, 2, 40)
+    before = await places(broker, 2)
+    await partitions(broker, 3)
+    for saga in map(str, range(40)):
+        assert await broker.publish("x", "e", saga.encode(), saga=saga)
+    await until_ready(broker, 3, 40)
+    after = await places(broker, 3)
+    moved = {saga for saga in before if before[saga] != after[saga]}
+    assert {after[saga] for saga in moved} == {"q.2"}
+    assert 0 < len(moved) < 30
+
+
+async def until_ready(broker: Subject, number: int, messages: int) -> None:
+    async def all_there() -> bool:
+        return sum([await broker.ready(f"q.{n}") for n in range(number)]) == messages
+
+    await until(all_there)
+
+
+async def test_a_partition_has_one_consumer_at_a_time_and_the_next_goes_on_in_order(
+    broker: Subject,
+) -> None:
+    await partitions(broker, 1)
+    first, second = await broker.client(), await broker.client()
+    one = await first.consume("q.0")
+    two = await second.consume("q.0")
+    bodies = [f"{number:03}".encode() for number in range(60)]
+    for body in bodies:
+        assert await broker.publish("x", "e", body, saga="s")
+    await one.bodies(*bodies)
+    assert two.got == []
+    await first.ack(one.got[9].tag, multiple=True)
+    await first.close()
+    await two.bodies(*bodies[10:])
+
+
+async def test_nothing_is_fetched_from_a_partition(broker: Subject) -> None:
+    await partitions(broker, 1)
+    client = await broker.client()
+    with pytest.raises((ChannelClosed, aiormq.exceptions.ChannelLockedResource)):
+        await client.get("q.0")
 
 
 async def test_the_default_exchange_routes_to_the_queue_of_that_name(broker: Subject) -> None:

@@ -52,11 +52,12 @@ def test_a_command_that_no_binding_brings_to_its_receiver_is_missed(
 ) -> None:
     with closing(Simulation(saga=SAGA)) as simulation:
         scene = simulation._scene
-        bindings = [
-            binding
-            for binding in scene.topology.bindings
-            if (binding.exchange, binding.key) != (EVENTS_EXCHANGE, f"{command.type}.normal")
-        ]
-        scene.topology = replace(scene.topology, bindings=bindings)
+        for partitions, topology in scene.topologies.items():
+            bindings = [
+                binding
+                for binding in topology.bindings
+                if (binding.exchange, binding.key) != (EVENTS_EXCHANGE, f"{command.type}.normal")
+            ]
+            scene.topologies[partitions] = replace(topology, bindings=bindings)
 
         assert is_caught(simulation)

@@ -14,7 +14,7 @@ from saga.console.live import is_live
 from saga.console.lookout import WAIT_SECONDS
 from saga.console.site import Site
 from saga.history.waiting import LOOKED_AT_MAX
-from saga.runtime.messaging.topology import queues_of
+from saga.runtime.messaging.topology import reads
 from saga.runtime.problem import Problem, short
 
 SHOWN_MAX: Final = 50
@@ -65,8 +65,8 @@ def routes(site: Site) -> APIRouter:
             queues={
                 name: queue
                 for one in shown
-                for name in queues_of(one)
-                if (queue := glance.status.queues.get(name)) is not None
+                for name, queue in glance.status.queues.items()
+                if reads(one, name)
             },
             messages=messages,
             first=row,

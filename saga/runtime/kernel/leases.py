@@ -75,6 +75,11 @@ class Lease:
         statements, values = self._statements(connection)
         return connection.execute(statements.renew, values).rowcount == 1
 
+    def members(self, connection: Connection) -> list[str]:
+        """The owners of all leases that have not run out, in order."""
+        statements, values = self._statements(connection)
+        return list(connection.scalars(statements.owners, values))
+
     def release(self, connection: Connection) -> None:
         """Give the lease up, so that others need not wait for its end."""
         statements, values = self._statements(connection)
@@ -131,6 +136,11 @@ class _Statements:
     @cached_property
     def rows_of_mine(self) -> sa.Select[Any]:
         return sa.select(self.outbox.c.event_id).where(self.outbox.c.owner == _REPLICA)
+
+    @cached_property
+    def owners(self) -> sa.Select[Any]:
+        owner = self.leases.c.owner
+        return sa.select(owner).where(self.leases.c.until > self.now).order_by(owner)
 
     @cached_property
     def take(self) -> sa.Executable:

@@ -158,6 +158,11 @@ class Outbox:
                 raise
             log.warning("cannot give the lease up, it will run out: %s", error)
 
+    async def members(self) -> list[str]:
+        """The replicas that hold a lease, this one among them, in the same order for all. Raises
+        what reading the database raises."""
+        return await self._database.read(self._lease.members)
+
     def store(self, writes: WriteSet, rows: Sequence[Outgoing], at_microseconds: int) -> None:
         """Queue rows for insertion; they will be published in their order. `EventExists` is what
         `writes` raises if one of them is there already."""

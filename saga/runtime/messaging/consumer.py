@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ from saga.runtime.messaging.dead_letters import (
     set_aside,
 )
 from saga.runtime.messaging.frames import Delivery, Posting
+from saga.runtime.messaging.partitions import Members, PartitionReader
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.sealing import IntakeSeal, SealedCommand
 from saga.runtime.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
@@ -85,11 +86,24 @@ class Consumer:
         prefetch: int = PREFETCH,
         clock: Clock = utc_now,
         persons: Persons | None = None,
+        replica: str = "",
+        members: Members | None = None,
     ) -> None:
+        """`replica` is this process among the `members` that share its database; without `members`
+        there are no others."""
         self._participant = participant
         self._publisher = publisher
         self._drain_seconds = drain_seconds
         self._deliveries = Deliveries(participant, kernel, publisher, clock, persons)
+        self.partitions = PartitionReader(
+            participant,
+            url,
+            self._deliveries,
+            replica=replica,
+            members=members,
+            prefetch=prefetch,
+            drain_seconds=drain_seconds,
+        )
         self._connection_loop = RetryLoop(
             "consumer_connection", "hold the consumer's connection to the broker"
         )
@@ -118,7 +132,8 @@ class Consumer:
     @property
     def retry_loops(self) -> tuple[RetryLoop, ...]:
         """What tries again and again here."""
-        return self._connection_loop, *self._deliveries.retry_loops
+        loops = (*self._deliveries.retry_loops, *self.partitions.retry_loops)
+        return self._connection_loop, *loops
 
     async def unread(self) -> list[str]:
         """The queues that have no consumer, or are gone. Raises what aio-pika raises.
@@ -128,7 +143,9 @@ class Consumer:
         queues = list(queues_of(self._participant))
         unread = [queue for queue in queues if not await self._publisher.consumers_of(queue)]
         # Consumers of other processes, another replica's for instance, are not ours.
-        return unread if all(subscriber.running for subscriber in self._subscribers) else queues
+        if not all(subscriber.running for subscriber in self._subscribers):
+            unread = queues
+        return unread + self.partitions.unread
 
     async def start(self) -> None:
         """Connect and read. Raises `BrokerError`, e.g. if a queue does not exist."""
@@ -143,10 +160,13 @@ class Consumer:
         except (AMQPError, OSError) as error:
             why = str(error) or "no answer"
             raise BrokerError(f"cannot read from the broker: {why}") from error
+        self.partitions.start()
 
     async def stop(self) -> None:
         """Take no more, wait for what was taken (bounded by `drain_seconds`), disconnect."""
+        self.partitions.stop()
         await self._deliveries.finish(self._drain_seconds)
+        await self.partitions.close()
         await self.broker.stop()
 
 
@@ -212,6 +232,8 @@ class _Intake:
         """Keyed by tag."""
         self.tasks: set[asyncio.Task[None]] = set()
         """What sets messages aside."""
+        self.leaving = False
+        """Whether nothing more is taken of it: another replica is to get what comes."""
 
     @property
     def busy(self) -> bool:
@@ -269,6 +291,8 @@ class Deliveries:
             if intake is None or intake.channel is not channel:
                 intake = self._intakes[queue] = _Intake(queue, channel)
                 channel.on_lost.append(partial(self._give_up, intake))
+            if intake.leaving:
+                return  # As above.
             try:
                 self._take(intake, delivery)
             except Exception:
@@ -280,11 +304,25 @@ class Deliveries:
     async def finish(self, seconds: float) -> None:
         """Take no more, and wait for what was taken, at most so long."""
         self._stopping = True
+        await self._settled(self._intakes.values(), seconds)
+
+    @staticmethod
+    async def _settled(intakes: Iterable[_Intake], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while any(intake.busy for intake in self._intakes.values()):
+        while any(intake.busy for intake in intakes):
             if time.monotonic() > deadline:
                 return
             await asyncio.sleep(POLL_SECONDS)
+
+    async def release(self, queue: str, seconds: float) -> None:
+        """Take no more of this queue's channel, and wait for what was taken of it, at most so long.
+        The caller then closes the channel, and what was not taken goes back in order."""
+        intake = self._intakes.get(queue)
+        if intake is None:
+            return
+        intake.leaving = True
+        await self._settled([intake], seconds)
+        await asyncio.sleep(0)  # What was resolved last is acknowledged in the next turn.
 
     def _give_up(self, intake: _Intake) -> None:
         """Its channel is lost: what came on it will come again."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saga.runtime.messaging.permissions import User, name_on_broker
-from saga.runtime.messaging.topology import Topology
+from saga.runtime.messaging.topology import HASH_ARGUMENTS, HASH_TYPE, Topology
 
 SALT_BYTES = 4  # RabbitMQ's own number.
 HASHING = "rabbit_password_hashing_sha256"
@@ -53,13 +53,17 @@ def definitions(
             {
                 "name": name,
                 **here,
-                "type": "topic",
+                "type": type_,
                 "durable": True,
                 "auto_delete": False,
                 "internal": False,
-                "arguments": {},
+                "arguments": dict(arguments),
             }
-            for name in topology.exchanges
+            for names, type_, arguments in (
+                (topology.exchanges, "topic", {}),
+                (topology.hashes, HASH_TYPE, HASH_ARGUMENTS),
+            )
+            for name in names
         ],
         "queues": [
             {
@@ -76,7 +80,7 @@ def definitions(
                 "source": binding.exchange,
                 **here,
                 "destination": binding.queue,
-                "destination_type": "queue",
+                "destination_type": "exchange" if binding.hashed else "queue",
                 "routing_key": binding.key,
                 "arguments": {},
             }

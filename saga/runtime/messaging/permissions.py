@@ -23,7 +23,9 @@ from saga.runtime.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
+    PARTITION_PATTERN,
     dead_letter_queue,
+    divisible,
     queues_of,
     topology_of,
     wait_queue,
@@ -63,7 +65,7 @@ class User:
 
 def users_of(choreography: Choreography) -> tuple[User, ...]:
     """Every user the choreography needs: one per service, and the operators' two."""
-    services = (_service(participant) for participant in choreography.participants)
+    services = (_service(choreography, participant) for participant in choreography.participants)
     observers = (
         User(observer.name, read=only([HISTORY_STREAM])) for observer in choreography.observers
     )
@@ -77,14 +79,18 @@ def name_on_broker(user: str, virtual_host: str) -> str:
     return user if virtual_host == DEFAULT_VIRTUAL_HOST else f"{virtual_host}.{user}"
 
 
-def only(names: Iterable[str]) -> str:
-    """The regular expression that matches exactly these names."""
-    alternatives = "|".join(re.escape(name) for name in names)
-    return f"^({alternatives})$" if alternatives else NOTHING
+def only(names: Iterable[str], *, divided: Iterable[str] = ()) -> str:
+    """The regular expression that matches exactly these names, and those of the partitions that the
+    queues `divided` may have now or later."""
+    alternatives = [re.escape(name) for name in names]
+    if parts := "|".join(re.escape(name) for name in divided):
+        alternatives.append(f"({parts}){PARTITION_PATTERN}")
+    return f"^({'|'.join(alternatives)})$" if alternatives else NOTHING
 
 
-def _service(participant: Participant) -> User:
-    queues = only(queues_of(participant))
+def _service(choreography: Choreography, participant: Participant) -> User:
+    divided = divisible(choreography, participant)
+    queues = only((q for q in queues_of(participant) if q not in divided), divided=divided)
     topics = (
         TopicPermission(EVENTS_EXCHANGE, write=_keys(participant.emits)),
         TopicPermission(DEAD_EXCHANGE, write=only([participant.name])),
@@ -100,15 +106,16 @@ def _service(participant: Participant) -> User:
 
 def _operator(choreography: Choreography) -> User:
     topology = topology_of(choreography)
-    queues = [queue.name for queue in topology.queues]
-    ours = [*topology.exchanges, *queues]
+    divided = [q for p in choreography.participants for q in divisible(choreography, p)]
+    queues = [queue.name for queue in topology.queues if queue.name not in divided]
+    ours = only([*topology.exchanges, *queues], divided=divided)
     # To declare a queue that dead-letters to an exchange takes the right to write there, and to
     # bind a queue takes writing the queue and reading the exchange.
     return User(
         OPERATOR,
-        configure=only(ours),
-        write=only([EVENTS_EXCHANGE, DEAD_EXCHANGE, DEFAULT_EXCHANGE, *queues]),
-        read=only(ours),
+        configure=ours,
+        write=only([EVENTS_EXCHANGE, DEAD_EXCHANGE, DEFAULT_EXCHANGE, *queues], divided=divided),
+        read=ours,
         topics=[
             TopicPermission(EVENTS_EXCHANGE, _keys(choreography.events), EVERYTHING),
             *(

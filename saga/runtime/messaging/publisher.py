@@ -163,7 +163,7 @@ class BrokerPublisher:
             return self._channel
         async with self._opening:
             try:
-                channel = await _unless_lost(self._open(patience_seconds))
+                channel = await unless_lost(self._open(patience_seconds))
             except Exception as error:
                 self._connection_loop.failed(error)
                 raise
@@ -196,7 +196,7 @@ class BrokerPublisher:
     async def consumers_of(self, queue: str) -> int:
         """How many consumers a queue has; 0 if there is no such queue."""
         await self.open()
-        found = await _unless_lost(self._look_at(queue))
+        found = await unless_lost(self._look_at(queue))
         return (found.consumer_count or 0) if found is not None else 0
 
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
@@ -204,7 +204,7 @@ class BrokerPublisher:
         try:
             channel = await self.open()
             if self._recorded is not channel:
-                await _unless_lost(self._check_history())
+                await unless_lost(self._check_history())
             postings = [_posting_or_error(event) for event in events]
             good = [posting for posting in postings if isinstance(posting, Posting)]
             answers = iter(await self._publish_all(channel, good))
@@ -284,7 +284,7 @@ async def _publish_traced(channel: PublishChannel, exchange: str, posting: Posti
         await _publish(channel, exchange, posting)
 
 
-async def _unless_lost(operation: Awaitable[T]) -> T:
+async def unless_lost(operation: Awaitable[T]) -> T:
     """What the operation returns. Of a connection that the broker has not answered on for long,
     aiormq cancels what waits for it, and that must not look as if it was us who were cancelled.
     What is begun on a connection or channel that has just closed, it refuses as a RuntimeError."""

@@ -1,0 +1,128 @@
+"""What becomes of messages in partitions: tried again, dead, and kept in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from saga.broker.setup import apply_topology, partitions_at
+from saga.choreography import Choreography
+from saga.local.node import RabbitNode
+from saga.reconcile import broker as looked
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.dead_letters import ORIGIN_QUEUE
+from saga.runtime.messaging.partitions import with_partitions
+from saga.runtime.messaging.topology import (
+    HASH_PLUGIN,
+    NoPlugin,
+    TopologyError,
+    is_partition,
+    queues_of,
+)
+from saga.runtime.tasks import cancel_all
+from tests.integration import toy as toy_module
+from tests.integration.test_messaging import Broker, Toy, running
+from tests.integration.toy import PARTICIPANT, cancelled
+from tests.messages import message_of
+from tests.polling import until
+
+GRAPH = Choreography([PARTICIPANT])
+THINGS = range(100, 160)
+
+
+@pytest.fixture
+async def divided(amqp_url: str) -> AsyncIterator[Broker]:
+    await apply_topology(amqp_url, GRAPH, partitions=3)
+    async with await connect(amqp_url, name="test") as connection:
+        yield Broker(await connection.channel(on_return_raises=True))
+
+
+@asynccontextmanager
+async def reading(url: str, folder: Path) -> AsyncIterator[Toy]:
+    async with running(url, folder) as toy:
+        task = asyncio.create_task(toy.consumer.partitions.run())
+        try:
+            yield toy
+        finally:
+            await cancel_all(task)
+
+
+async def where(url: str) -> Counter[str]:
+    async with await connect(url, name="test") as connection:
+        queues = await with_partitions(connection, queues_of(PARTICIPANT))
+        channel = await connection.open_channel()
+        return Counter({q: (await channel.look_at(q)).message_count or 0 for q in queues})
+
+
+async def test_events_wait_in_partitions_and_can_be_looked_at_there(
+    divided: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    events = [cancelled(number) for number in THINGS]
+    await divided.publish_all(events)
+
+    async def all_there() -> bool:
+        return sum((await where(amqp_url)).values()) == len(THINGS)
+
+    await until(all_there)
+    found = await where(amqp_url)
+    assert {queue for queue, count in found.items() if count} == {
+        f"toy.normal.{number}" for number in range(3)
+    }
+    async with await connect(amqp_url, name="test") as connection:
+        queues = await with_partitions(connection, queues_of(PARTICIPANT))
+        backlog = await looked.backlog(connection, queues)
+    assert {event.id for event in events} <= backlog.waiting
+    assert not backlog.read
+
+    async with reading(amqp_url, tmp_path) as toy:
+        await until(lambda: toy.done(len(THINGS)))
+    assert not +(await where(amqp_url))
+
+
+async def test_what_fails_waits_returns_to_its_partition_and_is_done(
+    divided: Broker, amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_module, "flaky_until_call", 3)
+    async with reading(amqp_url, tmp_path) as toy:
+        await divided.publish_all([cancelled(number, who="flaky") for number in range(200, 206)])
+        await until(lambda: toy.done(6))
+    assert await divided.depth("toy.dlq") == 0
+
+
+async def test_a_dead_letter_says_its_partition_and_is_done_when_it_is_put_back_there(
+    divided: Broker, amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reading(amqp_url, tmp_path) as toy:
+        await divided.publish_all([cancelled(300, who="poison")])
+        dead = await divided.dead_letter()
+        origin = str(dead.headers[ORIGIN_QUEUE])
+        assert is_partition(origin)
+        fine = cancelled(300, id="event-300")
+        await divided.channel.default_exchange.publish(message_of(fine.to_bytes()), origin)
+        await until(lambda: toy.done(1))
+
+
+async def test_a_divided_queue_keeps_its_number_and_gets_no_fewer(
+    divided: Broker, amqp_url: str
+) -> None:
+    await apply_topology(amqp_url, GRAPH)
+    assert await partitions_at(amqp_url, GRAPH) == 3
+    with pytest.raises(TopologyError, match=r"have 3 partitions.*say 3 or more"):
+        await apply_topology(amqp_url, GRAPH, partitions=2)
+
+
+async def test_a_broker_without_the_plugin_is_told_apart(tmp_path: Path) -> None:
+    node = RabbitNode(tmp_path / "node")
+    node.plugins = ()
+    try:
+        await asyncio.to_thread(node.start)
+        with pytest.raises(NoPlugin, match=f"rabbitmq-plugins enable {HASH_PLUGIN}"):
+            await apply_topology(node.amqp_url, GRAPH, partitions=2)
+        await apply_topology(node.amqp_url, GRAPH)
+    finally:
+        await asyncio.to_thread(node.stop)
