@@ -60,7 +60,8 @@ class AuthCost:
     @property
     def met(self) -> bool:
         """Whether the CPU is within the limit: orders a second depend on what else runs on the
-        machine. Tokens that are each used once are no load that there is: they are shown, and no more."""
+        machine. Tokens that are each used once are no load that there is: they are shown, and
+        no more."""
         limit = OFF_COST_MAX if self.way == OFF else COST_MAX
         return self.way == FRESH or self.cpu.median <= 1 + limit
 

@@ -99,6 +99,16 @@ def test_it_has_queues_like_any_other() -> None:
     assert ("label.void.normal", "label.intake.normal") in bound
 
 
+def test_its_queues_stay_undivided_where_those_of_others_have_partitions() -> None:
+    topology = topology_of(GRAPH, 3)
+
+    assert topology.hashes
+    assert not [name for name in topology.hashes if name.startswith("label.")]
+    assert {binding.queue for binding in topology.bindings if binding.hashed} == {*topology.hashes}
+    bound = {b.queue for b in topology.bindings if not b.hashed and b.exchange == EVENTS_EXCHANGE}
+    assert {"label.high", "label.intake.normal"} <= bound
+
+
 def test_its_user_may_do_what_its_signatures_say_and_no_more() -> None:
     (user,) = (user for user in users_of(GRAPH) if user.name == "label")
     (events,) = (topic for topic in user.topics if topic.exchange == "saga.events")

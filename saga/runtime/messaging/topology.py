@@ -222,23 +222,19 @@ def topology_of(choreography: Choreography, partitions: int = 1) -> Topology:
         bindings.append(Binding(DEAD_EXCHANGE, dead_letter_queue(name), name))
         types = [event.type for event in participant.consumes]
         types += [command.type for command in choreography.sent_to(participant)]
-        hashed = partitions > 1
+        divided = divisible(choreography, participant) if partitions > 1 else {}
         bindings += [
-            Binding(
-                EVENTS_EXCHANGE,
-                queue_of(participant, type_, priority),
-                f"{type_}.{priority}",
-                hashed,
-            )
+            Binding(EVENTS_EXCHANGE, queue, f"{type_}.{priority}", hashed=queue in divided)
             for type_ in types
             for priority in Priority
+            for queue in [queue_of(participant, type_, priority)]
         ]
-        for divided in divisible(choreography, participant) if hashed else ():
-            hashes.append(divided)
+        for queue in divided:
+            hashes.append(queue)
             for number in range(partitions):
-                part = partition_queue(divided, number)
+                part = partition_queue(queue, number)
                 queues.append(Queue(part, {**quorum, **dead, ONE_AT_A_TIME: True}))
-                bindings.append(Binding(divided, part, HASH_WEIGHT))
+                bindings.append(Binding(queue, part, HASH_WEIGHT))
     for rung in RUNGS_MS:
         # What expires goes back, by the default exchange, to the queue its routing key names.
         arguments: Arguments = {"x-message-ttl": rung, "x-dead-letter-exchange": ""}
