@@ -66,7 +66,7 @@ class Deployment(Discreet, BaseModel):
     """How long a service goes on using a person's key; by default as the environment says."""
     personal_key_file: Path | None = Field(default=None, repr=False)
     """The file of the master keys; by default as the environment says. The keys are not here."""
-    http_ca_file: Path | None = None
+    http_ca_file: Path | None = Field(default=None, repr=False)
     """The authority by which services are known that are asked over HTTPS, unless the environment
     names another one; see `saga.runtime.tls.trusted`."""
     dead_letters_url: str | None = None

@@ -15,6 +15,7 @@ import heapq
 import logging
 import os
 import re
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -214,6 +215,8 @@ class Trail:
         self._file = folder / f"{process}.jsonl"
         self._told_at = -_TELL_SECONDS
         self._written = 0
+        self._lock = threading.Lock()
+        """The console reads its own trail in another thread, and writes before that what waits."""
         self._waiting: list[_Decision] = []
         self._before = b""
         """What ends a line of which the disk took a part only."""
@@ -247,6 +250,10 @@ class Trail:
 
     def flush(self) -> None:
         """Write what waits. What the disk does not take is lost, and that is logged."""
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
         self._flushing = None
         waiting, self._waiting = self._waiting, []
         if not waiting:
@@ -301,10 +308,11 @@ class Trail:
     def close(self) -> None:
         """Write what waits, and take no more. To close it again does nothing."""
         _open.discard(self)
-        self.flush()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        with self._lock:
+            self._flush()
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
 
 def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:

@@ -273,12 +273,12 @@ class ApiKeys:
         found = self._look()
         if found == self._found:
             return
-        self._found = found
         try:
             keys = read_keys(self._file)
         except KeysError as error:
-            log.error("%s; the keys read before stay valid", error)
+            log.error("%s; the keys read before stay valid until it can be read", error)
             return
+        self._found = found
         self._keys = {key.id: key for key in keys}
         self._known = {}
         log.info("%d API keys are read from %s", len(keys), self._file)

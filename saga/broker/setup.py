@@ -24,7 +24,7 @@ from saga.message import Priority
 from saga.runtime.disk import lack_of_room
 from saga.runtime.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from saga.runtime.messaging.definitions import Definitions, definitions, text
-from saga.runtime.messaging.partitions import LOOK_SECONDS, partitions_on
+from saga.runtime.messaging.partitions import LOOK_SECONDS, NOT_THERE, partitions_on
 from saga.runtime.messaging.permissions import User, users_of
 from saga.runtime.messaging.topology import (
     DECLARE_SECONDS,
@@ -54,12 +54,9 @@ damaged."""
 MEND_ROOM_BYTES: Final = 5_000_000
 """Free bytes of the disk without which no queue counts as damaged: what fails there fails for want
 of room."""
-NOT_THERE: Final = "no queue"
-"""What RabbitMQ says of a queue that it does not know; of one that is down it says something
-else."""
 _LOST: Final = (ConnectionError, RuntimeError)
 """What is raised on a connection that the broker has left; aiormq's are the second."""
-FOUND_SECONDS: Final = 2 * LOOK_SECONDS
+FOUND_SECONDS: Final = 6 * LOOK_SECONDS
 """How long services that run may take to find new partitions before messages are put into them."""
 _AS_DESIGNED: Final = "as the choreography has it"
 
@@ -126,22 +123,32 @@ async def apply_topology(
 
 async def _wait_for_readers(connection: Connection, topology: Topology) -> None:
     """Declare new partitions, and wait until services that run have found them, so that nothing is
-    put into a queue without a consumer. Raises what `apply` raises."""
+    put into a queue without a consumer. Raises what `apply` raises, and `BrokerError` where they
+    do not: nothing is routed to the new partitions then."""
     divided = set(topology.hashes)
     queues = [queue for queue in topology.queues if undivided(queue.name) in divided]
     channel = await connection.channel()
     await apply(Topology(queues=queues, hashes=topology.hashes), channel)
 
     async def read(name: str) -> bool:
-        return bool(
-            (await channel.declare_queue(name, passive=True)).declaration_result.consumer_count
-        )
+        try:
+            async with asyncio.timeout(DECLARE_SECONDS):
+                queue = await channel.declare_queue(name, passive=True)
+        except TimeoutError:
+            raise QueueDown(name, f"no answer for {DECLARE_SECONDS:g} s") from None
+        return bool(queue.declaration_result.consumer_count)
 
     served = [queue.name for queue in queues if await read(undivided(queue.name))]
     deadline = time.monotonic() + FOUND_SECONDS
     while served and time.monotonic() < deadline:
         served = [name for name in served if not await read(name)]
         await asyncio.sleep(RETRY_SECONDS)
+    if served:
+        raise BrokerError(
+            f"no service reads {', '.join(served[:3])}{' ...' if len(served) > 3 else ''} within "
+            f"{FOUND_SECONDS:g} s, so nothing is routed there: restart services of an older "
+            f"version, look at /readyz of the others, then apply again"
+        )
 
 
 async def partitions_at(url: str, graph: Choreography, *, patience_seconds: float = 0.0) -> int:

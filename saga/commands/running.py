@@ -191,8 +191,8 @@ def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     """Show queues, dead letters, outboxes and sagas of a running system.
 
     Exit status 1 when an operator should look: dead letters, overdue sagas, a queue without
-    consumers, a service that is not ready or keeps ending, a customer who is still to
-    be forgotten.
+    consumers, a service that is not ready or keeps ending, a request to forget
+    that waits.
 
     Examples:
 

@@ -287,7 +287,7 @@ class Forgetter:
             shown = ", ".join(began[:LISTED_MAX]) + (", …" if len(began) > LISTED_MAX else "")
             outcome.left.append(
                 f"{len(began)} sagas began while the key was destroyed, and go on under the sealed "
-                f"text: no customer can be told by name how they end, so look at them: {shown}"
+                f"text: their owner cannot be told by name how they end, so look at them: {shown}"
             )
 
     def _take_out(self, outcome: Outcome) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_IMODE
@@ -30,6 +31,8 @@ from saga.runtime.messaging.connection import BrokerError
 from saga.status import SystemStatus
 from tests.command import saga
 from tests.errands import SAGA
+
+ROOT = Path(__file__).parents[2]
 
 
 def a_request(person_id: str, *waits_for: str) -> Request:
@@ -145,16 +148,14 @@ def _ask(folder: Path, first: int) -> None:
 
 
 def test_no_request_is_lost_where_several_ask_at_once(tmp_path: Path) -> None:
+    ask = "import sys, pathlib; from tests.unit.test_forgetting import _ask; "
+    ask += "_ask(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
     processes = [
-        multiprocessing.get_context("spawn").Process(target=_ask, args=(tmp_path, first))
+        subprocess.Popen([sys.executable, "-c", ask, str(tmp_path), str(first)], cwd=ROOT)
         for first in (0, 20, 40)
     ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
 
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert len(waiting_in(tmp_path)) == 60
 
 

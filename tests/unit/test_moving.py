@@ -41,7 +41,7 @@ from tests.moving.planted import (
 from tests.moving.van.domain import PARTICIPANT as VAN
 from tests.swapping import without
 
-SEEDS = 12
+SEEDS = 20
 
 
 def findings(saga: Saga) -> list[str]:

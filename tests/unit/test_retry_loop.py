@@ -226,6 +226,11 @@ LOOPS = {
         "saga/personal/persons.py Persons.open",
         "saga/runtime/messaging/sealing.py IntakeSeal._insist",
     ),
+    "partitions": (
+        "saga/runtime/messaging/partitions.py PartitionReader.run",
+        "saga/runtime/messaging/partitions.py PartitionReader._keep",
+    ),
+    "members": ("saga/runtime/messaging/partitions.py PartitionReader._owned",),
 }
 """What the services try for ever, and where they notice that it fails."""
 SLEEPING = {
@@ -241,7 +246,8 @@ SLEEPING = {
     "saga/runtime/kernel/timer.py Timekeeper.run": "due",
     "saga/runtime/messaging/connection.py connect": "has a deadline",
     "saga/runtime/messaging/consumer.py Deliveries._set_aside": "copies",
-    "saga/runtime/messaging/consumer.py Deliveries.finish": "has a deadline",
+    "saga/runtime/messaging/consumer.py Deliveries._settled": "has a deadline",
+    "saga/runtime/messaging/consumer.py Deliveries.release": "lets others take their turn",
     "saga/runtime/metrics.py watch_event_loop": "cannot fail",
     "saga/runtime/service.py _finish": "has a deadline",
     "saga/archive/follower.py Follower._read_on": "waits after a success, or for room",
@@ -252,7 +258,8 @@ SLEEPING = {
     "saga/runtime/kernel/sqlite.py scrub": "has a deadline",
     "saga/runtime/messaging/sealing.py IntakeSeal._insist": "persons",
     "saga/personal/persons.py Persons.open": "persons",
-    "saga/personal/forgetting.py Forgetter._destroy": "waits once, for what processes know",
+    "saga/personal/forgetting.py Forgetter._outwait": "waits once, for what processes know",
+    "saga/personal/whom.py PersonLookup.not_recorded": "has a deadline",
     "saga/personal/forgetting.py Forgetter._end": "has a deadline",
 }
 """What sleeps in a service: in a loop, or why it is none that may be stuck."""

@@ -10,6 +10,7 @@ at a time, and to the next one in their order.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -41,6 +42,9 @@ POLL_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 10.0
 """How often the broker is asked for partitions that are new. (It logs each time that there are
 none.)"""
+NOT_THERE: Final = "no queue"
+"""What RabbitMQ says of a queue that is not there. Of one that is and is down, it says something
+else."""
 
 Members = Callable[[], Awaitable[Sequence[str]]]
 """The replicas that share a database, those whose leases have not run out, in the same order for
@@ -48,8 +52,8 @@ all of them. Raises what reading the database raises."""
 
 
 async def count_partitions(connection: Connection, queue: str, known: int = 0) -> int:
-    """How many partitions the queue has, of which so many are known; 0 where it is not divided.
-    Raises what aiormq raises, and TimeoutError for a queue that is down."""
+    """How many partitions the queue has, of which so many are known; 0 where it is not divided. One
+    that is down is there. Raises what aiormq raises."""
     number = known
     while number < PARTITIONS_MAX and await _is_there(connection, partition_queue(queue, number)):
         number += 1
@@ -59,12 +63,17 @@ async def count_partitions(connection: Connection, queue: str, known: int = 0) -
 async def _is_there(connection: Connection, queue: str) -> bool:
     async with asyncio.timeout(DECLARE_SECONDS):
         channel = await connection.open_channel()  # its own: a refusal closes it
-        try:
+    try:
+        async with asyncio.timeout(DECLARE_SECONDS):
             await channel.look_at(queue)
-        except ChannelNotFoundEntity:
-            return False
-        finally:
-            await channel.close()
+    except ChannelNotFoundEntity as error:
+        return NOT_THERE not in str(error)
+    except TimeoutError:
+        return True  # Damaged: it has no leader that could answer.
+    finally:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DECLARE_SECONDS):
+                await channel.close()
     return True
 
 
@@ -272,6 +281,6 @@ class PartitionReader:
     async def _leave(self, name: str) -> None:
         """Finish what is in hand before another replica gets what comes after it."""
         await self._deliveries.release(name, self._drain_seconds)
-        channel = self._read.pop(name)
-        if not channel.lost:
+        channel = self._read.pop(name, None)  # The broker may have ended it meanwhile.
+        if channel is not None and not channel.lost:
             await channel.close()
