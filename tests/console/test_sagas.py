@@ -175,7 +175,7 @@ async def test_a_saga_is_told_as_the_command_tells_it(
         labels = await page.locator("#rows tbody tr td:nth-child(3)").all_inner_texts()
         assert [label.strip() for label in labels] == [row["label"] for row in document["rows"]]
         assert await page.locator("#sequence svg").count() == 1
-        assert "obody owes anything." in await text(page, "#stands")
+        assert "o participant owes anything." in await text(page, "#stands")
         assert "Notification mail server notification status sent" in await text(page, "#asked")
 
 

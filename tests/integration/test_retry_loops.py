@@ -43,6 +43,8 @@ from tests.polling import until
 
 LOOPS = {
     "outbox",
+    "partitions",
+    "members",
     "persons",
     "outbox_rows",
     "sweep",

@@ -265,9 +265,7 @@ class Deliveries:
         self._kernel = kernel
         self._publisher = publisher
         self._clock = clock
-        self._intake_seal = (
-            IntakeSeal(persons, participant.intake) if persons and persons.sealing else None
-        )
+        self._intake_seal = IntakeSeal(persons, participant.intake) if persons else None
         self._metrics = ConsumerMetrics(participant)
         self._decoder = decoder or Decoder((*participant.consumes, *participant.intake))
         self._intakes: dict[str, _Intake] = {}
