@@ -23,6 +23,7 @@ from saga.runtime.messaging.topology import (
     TopologyError,
     is_partition,
     queues_of,
+    topology_of,
 )
 from saga.runtime.tasks import cancel_all
 from tests.integration import toy as toy_module
@@ -33,6 +34,7 @@ from tests.polling import until
 
 GRAPH = Choreography([PARTICIPANT])
 THINGS = range(100, 160)
+THREE = {queue.name for queue in topology_of(GRAPH, 3).queues if is_partition(queue.name)}
 
 
 @pytest.fixture
@@ -114,6 +116,21 @@ async def test_a_divided_queue_keeps_its_number_and_gets_no_fewer(
     assert await partitions_at(amqp_url, GRAPH) == 3
     with pytest.raises(TopologyError, match=r"have 3 partitions.*say 3 or more"):
         await apply_topology(amqp_url, GRAPH, partitions=2)
+
+
+async def test_a_partition_that_the_broker_has_lost_is_read_no_more(
+    divided: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    async with reading(amqp_url, tmp_path) as toy:
+        partitions = toy.consumer.partitions
+        await until(lambda: len(partitions.read) == len(THREE))
+        async with await connect(amqp_url, name="test") as connection:
+            channel = await connection.channel()
+            for queue in [queue for queue in THREE if queue.endswith(".2")]:
+                await channel.queue_delete(queue)
+        left = {queue for queue in THREE if not queue.endswith(".2")}
+
+        await until(lambda: partitions.read == left and partitions.unread == [])
 
 
 async def test_a_broker_without_the_plugin_is_told_apart(tmp_path: Path) -> None:

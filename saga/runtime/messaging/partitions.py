@@ -158,9 +158,14 @@ class PartitionReader:
         return self._loop, self._members_loop
 
     @property
+    def read(self) -> set[str]:
+        """Partitions that are read."""
+        return {name for name, channel in self._read.items() if not channel.lost}
+
+    @property
     def unread(self) -> list[str]:
         """Partitions that are this replica's, and that it does not read (yet)."""
-        return sorted(self._mine - {name for name, ch in self._read.items() if not ch.lost})
+        return sorted(self._mine - self.read)
 
     async def run(self) -> None:
         """Read what is this replica's, from `start` on, until cancelled."""
@@ -207,8 +212,7 @@ class PartitionReader:
         if time.monotonic() >= self._look_at:
             await self._look(connection)
             self._look_at = time.monotonic() + LOOK_SECONDS
-        if self._partitions:
-            self._mine = await self._owned()
+        self._mine = await self._owned() if self._partitions else set()
         await self._keep(connection, self._mine)
 
     async def _connected(self) -> Connection:
@@ -257,6 +261,8 @@ class PartitionReader:
             try:
                 self._read[name] = await self._begin(connection, name)
             except (AMQPChannelError, TimeoutError) as error:  # The others are read all the same.
+                if isinstance(error, ChannelNotFoundEntity) and NOT_THERE in str(error):
+                    self._partitions, self._look_at = {}, 0.0  # The broker has lost some: count.
                 failures.append(BrokerError(f"{name} cannot be read: {str(error) or 'no answer'}"))
         if begun:
             log.info("reading %s", ", ".join(name for name in begun if name in self._read))
