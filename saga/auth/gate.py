@@ -70,21 +70,14 @@ class Gate:
             await answer.response()(scope, receive, send)
             return
         asking = Asking(caller, self._trail)
-        inner, status = {**scope, ASKING: asking}, 0
-
-        async def noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        inner, answered = {**scope, ASKING: asking}, AnswerStatus(send)
         try:
-            await self._app(inner, receive, noted)
+            await self._app(inner, receive, answered)
         finally:
             if asking.decide is not None:
                 asking.settle()
             if not asking.recorded:  # No route was asked: a path or a body that none can take.
-                self._denied(inner, caller, f"answered {status}" if status else "not answered")
+                self._denied(inner, caller, answered.reason)
 
     async def _if_known(self, scope: Scope) -> Caller | None:
         """Who asks for what is open to all, if they say that and it is true."""
@@ -107,6 +100,24 @@ class Gate:
             reason=reason,
             address=(scope.get("client") or ("",))[0],
         )
+
+
+class AnswerStatus:
+    """Hands on what a request is answered, and tells how that was."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._status = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        await self._send(message)
+
+    @property
+    def reason(self) -> str:
+        """Why a request that no route took was denied, for the audit trail."""
+        return f"answered {self._status}" if self._status else "not answered"
 
 
 def _path(scope: Scope) -> str:

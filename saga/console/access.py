@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from saga.auth.access import is_open, trail_of
 from saga.auth.audit import AuditTrail
 from saga.auth.caller import Caller, How, NotAllowed
+from saga.auth.gate import AnswerStatus
 from saga.auth.keys import SCOPE, ApiKeys, KeysError
 from saga.auth.scopes import action_of
 from saga.auth.settings import is_loopback
@@ -268,17 +269,10 @@ class Doorkeeper:
         if scope["method"] not in SAFE_METHODS:
             body, state[_CSRF] = _without_csrf(await request.body())
             receive = _given(body, receive)
-        status = 0
-
-        async def noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        answered = AnswerStatus(send)
         try:
             with acting_as(None if session is None else session.caller.recorded_as):
-                await self._app(scope, receive, noted)
+                await self._app(scope, receive, answered)
         finally:
             if session is not None and _REACHED not in state:
                 self._access.trail.decided(
@@ -286,7 +280,7 @@ class Doorkeeper:
                     action=action_of(request),
                     scope="",
                     allowed=False,
-                    reason=f"answered {status}" if status else "not answered",
+                    reason=answered.reason,
                     address=address_of(request),
                 )
 
