@@ -24,7 +24,7 @@ from saga.message import Priority
 from saga.runtime.disk import lack_of_room
 from saga.runtime.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from saga.runtime.messaging.definitions import Definitions, definitions, text
-from saga.runtime.messaging.partitions import LOOK_SECONDS, NOT_THERE, partitions_on
+from saga.runtime.messaging.partitions import LOOK_SECONDS, is_there, partitions_on
 from saga.runtime.messaging.permissions import User, users_of
 from saga.runtime.messaging.topology import (
     DECLARE_SECONDS,
@@ -231,26 +231,11 @@ async def missing_queues(
         try:
             topology = topology_of(graph, await partitions_on(connection, graph))
             names = [queue.name for queue in topology.queues]
-            return [name for name in names if await _is_missing(connection, name)]
+            return [name for name in names if not await is_there(connection, name)]
         except aiormq.exceptions.AMQPError as error:
             raise BrokerError(f"cannot look at the queues at {printable(url)}: {error}") from error
         except _LOST as error:
             raise _lost(url, error) from error
-
-
-async def _is_missing(connection: AbstractConnection, queue: str) -> bool:
-    channel = await connection.channel()  # its own: a refusal closes it
-    try:
-        async with asyncio.timeout(DECLARE_SECONDS):
-            await channel.declare_queue(queue, passive=True)
-    except aiormq.exceptions.ChannelNotFoundEntity as error:
-        return NOT_THERE in str(error)
-    except TimeoutError:
-        return False  # It is there, and is damaged.
-    finally:
-        if not channel.is_closed:
-            await channel.close()
-    return False
 
 
 def _lost(url: str, error: Exception) -> BrokerError:

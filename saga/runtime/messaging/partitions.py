@@ -55,12 +55,13 @@ async def count_partitions(connection: Connection, queue: str, known: int = 0) -
     """How many partitions the queue has, of which so many are known; 0 where it is not divided. One
     that is down is there. Raises what aiormq raises."""
     number = known
-    while number < PARTITIONS_MAX and await _is_there(connection, partition_queue(queue, number)):
+    while number < PARTITIONS_MAX and await is_there(connection, partition_queue(queue, number)):
         number += 1
     return number
 
 
-async def _is_there(connection: Connection, queue: str) -> bool:
+async def is_there(connection: Connection, queue: str) -> bool:
+    """Whether the broker has the queue; one that is down is there. Raises what aiormq raises."""
     async with asyncio.timeout(DECLARE_SECONDS):
         channel = await connection.open_channel()  # its own: a refusal closes it
     try:
