@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
@@ -12,9 +13,10 @@ from fastapi.routing import APIRoute
 from saga.auth.audit import AuditError, AuditTrail
 from saga.auth.caller import Caller, NotAllowed
 from saga.auth.keys import PREFIX, ApiKeys, KeysError
-from saga.auth.scopes import need_of, takes_its_caller
+from saga.auth.scopes import AskingRoute, need_of, takes_its_caller
 from saga.auth.settings import Auth, AuthSettings, is_loopback
 from saga.auth.tokens import Tokens
+from saga.runtime.personal import no_route
 from saga.runtime.problem import problems
 from saga.runtime.settings import HttpSettings, SettingsError
 
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 REFUSING = (401, 403)
 """The problems that a request may meet which takes a known caller."""
 _REMEMBERED_MAX = 16
+_OF_A_ROUTE = frozenset(signature(APIRouter.add_api_route).parameters)
+"""What a route is made with, each of which it keeps under the same name."""
 
 
 class Access:
@@ -153,7 +157,13 @@ def serve_routes(app: FastAPI, router: APIRouter) -> None:
     `SettingsError` where callers are to be known and a route does not."""
     if app.state.closed:
         check_declared(router)
-    app.include_router(router, responses=problems(*REFUSING))
+    for route in router.routes:
+        if not isinstance(route, APIRoute):
+            app.router.routes.append(route)
+            continue
+        same = {name: getattr(route, name) for name in _OF_A_ROUTE if hasattr(route, name)}
+        same["responses"] = {**problems(*REFUSING), **route.responses}
+        app.router.add_api_route(**same, route_class_override=AskingRoute)
 
 
 def check_declared(router: APIRouter) -> None:
@@ -161,7 +171,7 @@ def check_declared(router: APIRouter) -> None:
     owner and never learns who asks."""
     for route in router.routes:
         if not isinstance(route, APIRoute):
-            raise SettingsError(f"the route {route} is not FastAPI's own, and has no scope")
+            raise SettingsError(no_route(route))
         where = f"{'/'.join(sorted(route.methods or ()))} {route.path}"
         need = need_of(route)
         if need is None:

@@ -8,6 +8,7 @@ read it, and masked for all others.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import BaseRoute
 
 from saga.auth.caller import Caller
 from saga.personal.marks import Personal, personal_fields, personal_values, with_personal
@@ -23,7 +26,7 @@ from saga.personal.masks import Hidden, Masks
 from saga.personal.persons import Persons, SealingAway
 from saga.personal.seal import Forgotten, Unsealable, sealed, shown
 from saga.runtime.problem import Problem, unavailable
-from saga.runtime.settings import PersonalShown
+from saga.runtime.settings import PersonalShown, SettingsError
 from saga.runtime.telemetry import NAMED
 
 MayRead = Callable[[str], bool]
@@ -52,11 +55,23 @@ async def texts_of(value: str) -> tuple[str, ...]:
 
 def guarded(router: APIRouter, persons: Persons) -> APIRouter:
     """The router, whose routes see sealed values only, if these are sealed here, and whose answers
-    show others' values to who may read them."""
+    show others' values to who may read them. Raises `SettingsError` where values are sealed, and it
+    holds what cannot be guarded."""
     for route in router.routes:
         if isinstance(route, APIRoute):
             _guard(route, persons)
+        elif persons.sealing:
+            raise SettingsError(no_route(route))
     return router
+
+
+def no_route(route: BaseRoute) -> str:
+    """What to tell whose router holds something else: who asks there, and for what, is unknown."""
+    return (
+        f"a service's router holds {route}, which is no path operation of FastAPI's but a router "
+        f"that it includes, a mount or a web socket: neither its callers nor personal data can be "
+        f"seen to there; add path operations to the service's own router instead"
+    )
 
 
 async def data_as_shown(masks: Masks, type_: str, data: Any) -> Any:
@@ -98,6 +113,8 @@ async def seal_given(persons: Persons, message: BaseModel) -> Any:
 def _guard(route: APIRoute, persons: Persons) -> None:
     """Put sealing and opening around the function of a route."""
     endpoint: Callable[..., Awaitable[Any]] = route.endpoint
+    if not inspect.iscoroutinefunction(endpoint):  # Which FastAPI gives a thread as well.
+        endpoint = functools.partial(run_in_threadpool, endpoint)
     marked = frozenset(
         parameter.name
         for parameter in (
@@ -110,7 +127,7 @@ def _guard(route: APIRoute, persons: Persons) -> None:
     )
     looking_up = route.methods is not None and route.methods <= _LOOKING_UP
 
-    @functools.wraps(endpoint)
+    @functools.wraps(route.endpoint)
     async def sealed_endpoint(**given: Any) -> Any:
         named = frozenset(value for value in _named_in(given, marked) if not sealed(value))
         asked = _Asked(persons, named)

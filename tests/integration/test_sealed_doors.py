@@ -13,7 +13,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query, WebSocket
 from pydantic import BaseModel, Field
 
 from common.events import OrderLine, PlaceOrder
@@ -36,7 +36,7 @@ from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.topology import intake_queue, work_queue
 from saga.runtime.personal import MAY_READ, guarded, texts_of
 from saga.runtime.problem import Problem
-from saga.runtime.settings import PersonalSettings, load
+from saga.runtime.settings import PersonalSettings, SettingsError, load
 from tests.polling import until
 from tests.unit.test_deliveries import CopyingPublisher, HoldingKernel, WatchedChannel
 from tests.unit.test_dlq import delivered, letter_of
@@ -128,6 +128,31 @@ async def test_a_route_sees_sealed_values_and_its_caller_the_name_they_gave(
     assert len({*house.seen}) == 1
     assert sealed(house.seen[0])
     assert await persons.open(house.seen[0]) == NAME
+
+
+async def test_a_route_that_is_no_coroutine_sees_sealed_values_as_well(
+    house: House, persons: Persons
+) -> None:
+    @house.router.post("/blocking")
+    def add(guest: Guest) -> Guest:
+        house.seen.append(guest.name)
+        return guest
+
+    async with asking(house, persons) as http:
+        added = await http.post("/blocking", json={"name": NAME})
+
+    assert added.json()["name"] == NAME
+    assert await persons.open(house.seen[0]) == NAME
+
+
+def test_what_cannot_be_guarded_is_refused_where_values_are_sealed(
+    house: House, persons: Persons
+) -> None:
+    @house.router.websocket("/live")
+    async def live(_: WebSocket) -> None: ...
+
+    with pytest.raises(SettingsError, match="web socket"):
+        guarded(house.router, persons)
 
 
 async def test_limits_are_those_of_the_clear_text(house: House, persons: Persons) -> None:
