@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
@@ -59,6 +59,8 @@ _INDEX: Final = "index"
 _LIST_PAGE: Final = 500
 
 T = TypeVar("T")
+Column = Literal["digest", "person_id"]
+"""What persons are looked up by."""
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -145,15 +147,11 @@ class _Ground(Protocol):
         """Run `work` on what is committed. Raises `KeyStoreAway`."""
         ...
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, _Key]:
-        """The rows of those who are known, keyed by digest. Raises `KeyStoreAway`."""
+    def find(self, column: Column, values: Sequence[Any]) -> list[_Key]:
+        """The rows with a key that have one of these values. Raises `KeyStoreAway`."""
         ...
 
-    def find_ids(self, person_ids: Sequence[str]) -> dict[str, _Key]:
-        """The rows with a key among these, keyed by person id. Raises `KeyStoreAway`."""
-        ...
-
-    def add(self, rows: Sequence[_NewRow]) -> dict[bytes, _Key]:
+    def add(self, rows: Sequence[_NewRow]) -> list[_Key]:
         """Insert the rows, in a transaction that is durable when this returns, but for those of
         digests that have one. Returns what is found by their digests then, if any had. Raises
         `KeyStoreAway`."""
@@ -201,21 +199,16 @@ class _File:
         with self._there(), self._engine.connect().execution_options(reads=True) as connection:
             return work(connection)
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, _Key]:
+    def find(self, column: Column, values: Sequence[Any]) -> list[_Key]:
         with self._there(), self._driving:
-            return self._found("digest", digests)
+            return self._found(column, values)
 
-    def find_ids(self, person_ids: Sequence[str]) -> dict[str, _Key]:
-        with self._there(), self._driving:
-            found = self._found("person_id", person_ids)
-        return {row.person_id: row for row in found.values()}
-
-    def add(self, rows: Sequence[_NewRow]) -> dict[bytes, _Key]:
+    def add(self, rows: Sequence[_NewRow]) -> list[_Key]:
         with self._there(), self._driving:
             self._driver.execute("BEGIN IMMEDIATE")
             try:
                 added = self._driver.executemany(_ADD, map(_in_sqlite, rows)).rowcount
-                known = {} if added == len(rows) else self._found("digest", _digests_of(rows))
+                known = [] if added == len(rows) else self._found("digest", _digests_of(rows))
                 self._driver.commit()
             except BaseException:
                 self._driver.rollback()
@@ -223,14 +216,13 @@ class _File:
         self._check()
         return known
 
-    def _found(self, column: str, values: Sequence[Any]) -> dict[bytes, _Key]:
-        """The rows with a key that have one of these values, keyed by digest."""
-        found = {}
+    def _found(self, column: Column, values: Sequence[Any]) -> list[_Key]:
+        found: list[_Key] = []
         for start in range(0, len(values), AT_ONCE):
             page = values[start : start + AT_ONCE]
             places = ", ".join("?" * len(page))
-            for digest, *row in self._driver.execute(f"{_FIND_IN} {column} IN ({places})", page):
-                found[digest] = _Key(*row)
+            rows = self._driver.execute(f"{_FIND_IN} {column} IN ({places})", page)
+            found += [_Key(*row) for row in rows]
         return found
 
     def wipe(self) -> None:
@@ -294,20 +286,15 @@ class _Server:
     def read(self, work: Callable[[Connection], T]) -> T:
         return self._run(self._database.read(work))
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, _Key]:
-        return self.read(lambda connection: _find(connection, persons_table.c.digest, digests))
+    def find(self, column: Column, values: Sequence[Any]) -> list[_Key]:
+        return self.read(lambda connection: _find(connection, column, values))
 
-    def find_ids(self, person_ids: Sequence[str]) -> dict[str, _Key]:
-        column = persons_table.c.person_id
-        found = self.read(lambda connection: _find(connection, column, person_ids))
-        return {row.person_id: row for row in found.values()}
-
-    def add(self, rows: Sequence[_NewRow]) -> dict[bytes, _Key]:
-        def work(connection: Connection) -> dict[bytes, _Key]:
+    def add(self, rows: Sequence[_NewRow]) -> list[_Key]:
+        def work(connection: Connection) -> list[_Key]:
             added = _insert_new(connection, persons_table, [row._asdict() for row in rows])
             if added == len(rows):
-                return {}
-            return _find(connection, persons_table.c.digest, _digests_of(rows))
+                return []
+            return _find(connection, "digest", _digests_of(rows))
 
         return self.write(work)
 
@@ -414,9 +401,9 @@ class KeyStore:
             return result
         read_at = time.monotonic()
         by_digest = {self._digest(value): value for value in unknown}
-        rows = self._ground.find(list(by_digest))
+        rows = {row.digest: row for row in self._ground.find("digest", [*by_digest])}
         if missing := [digest for digest in by_digest if digest not in rows]:
-            rows |= self._make(missing)
+            rows |= {row.digest: row for row in self._make(missing)}
         for digest, value in by_digest.items():
             result[value] = self._seal_under(rows[digest], value, read_at)
         return result
@@ -459,11 +446,11 @@ class KeyStore:
             for person_id in dict.fromkeys(map(person_id_in, texts))
             if self._ciphers.get(person_id) is None
         ]
-        if len(unknown) > 1:  # One alone, `open` reads.
+        if unknown:
             read_at = time.monotonic()
-            for person_id, row in self._ground.find_ids(unknown).items():
-                key = self._keys.unwrap(row.wrapped, row.wrapped_by, person_id)
-                self._ciphers.put(person_id, AESSIV(key), read_at)
+            for row in self._ground.find("person_id", unknown):
+                key = self._keys.unwrap(row.wrapped, row.wrapped_by, row.person_id)
+                self._ciphers.put(row.person_id, AESSIV(key), read_at)
         return {value: self.open(value) for value in texts}
 
     def sealed_of(self, value: str) -> str | None:
@@ -475,17 +462,16 @@ class KeyStore:
             return found
         read_at, digest = time.monotonic(), self._digest(value)
         # Under the row that was found: a person forgotten meanwhile is not made again.
-        row = self._ground.find([digest]).get(digest)
-        return None if row is None else self._seal_under(row, value, read_at)
+        rows = self._ground.find("digest", [digest])
+        return self._seal_under(rows[0], value, read_at) if rows else None
 
     def person_of(self, value: str) -> str | None:
         """The id of the person with that value, in clear or sealed; None where none is known.
         Raises `KeyStoreAway`."""
         if sealed(value):
             return person_id_in(value)
-        digest = self._digest(value)
-        rows = self._ground.find([digest])
-        return rows[digest].person_id if digest in rows else None
+        rows = self._ground.find("digest", [self._digest(value)])
+        return rows[0].person_id if rows else None
 
     def person(self, person_id: str) -> Person:
         """Raises `UnknownPerson` and `KeyStoreAway`."""
@@ -600,14 +586,14 @@ class KeyStore:
             row = self._ground.write(make)
         return self._keys.unwrap(row["wrapped"], row["wrapped_by"], _INDEX)
 
-    def _make(self, digests: Sequence[bytes]) -> dict[bytes, _Key]:
+    def _make(self, digests: Sequence[bytes]) -> list[_Key]:
         """Rows of new persons. A person that another process made meanwhile stays as that one made
         it."""
-        at, made, rows = self._now(), {}, []
+        at, made, rows = self._now(), [], []
         for digest in digests:
             person_id, key = new_person_id(), os.urandom(KEY_BYTES)
             wrapped, wrapped_by = self._keys.wrap(key, person_id)
-            made[digest] = _Key(person_id, wrapped, wrapped_by, key)
+            made.append(_Key(digest, person_id, wrapped, wrapped_by, key))
             rows.append(_NewRow(person_id, digest, wrapped, wrapped_by, at))
         return self._ground.add(rows) or made
 
@@ -660,6 +646,8 @@ class KeyStore:
 class _Key(NamedTuple):
     """A person's row, as far as it takes to seal. `key` is known of one that was just made."""
 
+    digest: bytes | None
+    """None of one under whose key nothing new is sealed."""
     person_id: str
     wrapped: bytes
     wrapped_by: str
@@ -693,17 +681,15 @@ _ADD: Final = (
 )
 
 
-def _find(
-    connection: Connection, column: sa.Column[Any], values: Sequence[Any]
-) -> dict[bytes, _Key]:
-    """The rows with a key that have one of these values in the column, keyed by digest."""
-    table, found = persons_table.c, {}
+def _find(connection: Connection, column: Column, values: Sequence[Any]) -> list[_Key]:
+    """The rows with a key that have one of these values in the column."""
+    table = persons_table.c
+    found: list[_Key] = []
     query = sa.select(table.digest, table.person_id, table.wrapped, table.wrapped_by)
     for start in range(0, len(values), AT_ONCE):
-        page = column.in_(values[start : start + AT_ONCE])
+        page = table[column].in_(values[start : start + AT_ONCE])
         rows = connection.execute(query.where(table.wrapped.is_not(None), page))
-        for digest, person_id, wrapped, wrapped_by in rows:
-            found[bytes(digest)] = _Key(person_id, wrapped, wrapped_by)
+        found += [_Key(*row) for row in rows]
     return found
 
 

@@ -65,8 +65,8 @@ def test_looking_somebody_up_makes_nobody_even_where_they_are_forgotten_meanwhil
     assert person_id is not None
     find = store._ground.find
 
-    def found(digests: Sequence[bytes]) -> Any:
-        rows = find(digests)
+    def found(column: Any, values: Sequence[Any]) -> Any:
+        rows = find(column, values)
         elsewhere.forget(person_id, "asked")
         return rows
 
@@ -411,3 +411,26 @@ def test_under_a_retired_persons_key_nothing_new_is_sealed_and_what_was_can_be_o
     store.forget(person, "asked to")
     assert store.traces(person, ["anna"]) == ()
     assert other.open(new) == "anna"
+
+
+@pytest.mark.parametrize("names", [["anna"], ["anna", "bert", "cora"]])
+def test_what_is_sealed_under_keys_that_are_retired_is_opened_with_one_query(
+    opened: Open, names: list[str]
+) -> None:
+    store = opened()
+    texts = store.seal_all(names)
+    for text in texts.values():
+        store.retire(str(store.person_of(text)))
+    reader = opened()
+    queries: list[Any] = []
+    find = reader._ground.find
+
+    def counting(column: Any, values: Any) -> Any:
+        queries.append(values)
+        return find(column, values)
+
+    reader._ground.find = counting  # type: ignore[method-assign]  # to count
+    reader._read_cipher = None  # type: ignore[assignment, method-assign]  # reads one alone
+
+    assert reader.open_all(texts.values()) == {text: name for name, text in texts.items()}
+    assert len(queries) == 1
