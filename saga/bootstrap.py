@@ -120,6 +120,8 @@ def bootstrap(
         persons_database_url=persons_url,
         outside_urls=outside_urls_in(OUTSIDE_FOLDER, outsides),
         dead_letters_url=DEAD_LETTERS_URL,
+        api_keys_file=Path(KEYS_FILE_NAME),
+        api_keys_copied=True,
     )
     _write(marker, deployment.model_dump_json(indent=2) + "\n")  # last: it says that all is there
 

@@ -13,7 +13,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from saga.errors import Explained
 from saga.outside import Outside, OutsideError
 from saga.runtime.files import write_whole
-from saga.runtime.settings import INBOX_DAYS, Discreet, PersonalSettings, Sealing, load
+from saga.runtime.settings import (
+    INBOX_DAYS,
+    Discreet,
+    PersonalSettings,
+    PersonalShown,
+    Sealing,
+    load,
+)
 from saga.runtime.tls import OF_DEPLOYMENT
 from saga.runtime.urls import sqlite_url, unambiguous, without_passwords
 
@@ -66,6 +73,17 @@ class Deployment(Discreet, BaseModel):
     """How long a service goes on using a person's key; by default as the environment says."""
     personal_key_file: Path | None = Field(default=None, repr=False)
     """The file of the master keys; by default as the environment says. The keys are not here."""
+    personal_shown: PersonalShown | None = None
+    """What services show of a name where nothing tells whether who asks may read it; None where
+    that is not known here."""
+    callers_known: bool | None = None
+    """Whether services have to know who asks them (`AUTH`); None where that is not known here."""
+    api_keys_file: Path | None = Field(default=None, repr=False)
+    """The API keys that services take, as hashes with names: a path from the folder of this file
+    on. None where that is not known here."""
+    api_keys_copied: bool = False
+    """Whether services read copies of that file, which the command that made them renews
+    (`saga.bootstrap`)."""
     http_ca_file: Path | None = Field(default=None, repr=False)
     """The authority by which services are known that are asked over HTTPS, unless the environment
     names another one; see `saga.runtime.tls.trusted`."""
@@ -136,9 +154,12 @@ class Deployment(Discreet, BaseModel):
             # Not `from error`: it holds what the file does, passwords among that.
             raise DeploymentError(f"cannot read {path}: {without_passwords(problems)}") from None
         OF_DEPLOYMENT.set(found.http_ca_file)
-        if found.dead_letters_url is not None:
-            return found
-        return found.model_copy(update={"dead_letters_url": dead_letters_url_in(folder)})
+        placed: dict[str, Any] = {}
+        if found.dead_letters_url is None:
+            placed["dead_letters_url"] = dead_letters_url_in(folder)
+        if found.api_keys_file is not None:
+            placed["api_keys_file"] = folder / found.api_keys_file
+        return found.model_copy(update=placed)
 
     @classmethod
     def default_folder(cls) -> Path:

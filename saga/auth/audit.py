@@ -18,8 +18,9 @@ import re
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -40,9 +41,13 @@ TEXT_MAX_CHARACTERS: Final = 255
 """Of each thing in a line that a caller may have chosen."""
 LINE_MAX_BYTES: Final = 16_384
 FLUSH_SECONDS: Final = 0.05
-"""For so long a line may wait for others: each write lets go of the interpreter, which the thread
-of the database then has."""
+"""For so long an ordinary line may wait for others: each write lets go of the interpreter, which
+the thread of the database then has."""
+OUT_OF_ORDER_SECONDS: Final = 2.0
+"""How much later than a line after it in a file a line may be. Processes with one file write at
+different times; this is `FLUSH_SECONDS` for each, and what an event loop that is busy adds."""
 _WAITING_MAX: Final = 256
+_READS: Final = ":read"
 _TELL_SECONDS: Final = 60.0
 _LOOK_AFTER_LINES: Final = 500
 """Another process with the same file may have begun the next one: so often it is looked at."""
@@ -76,6 +81,10 @@ class AuditTrail:
 
     There are two files: one for callers who are known, and one for strangers, who could push all
     else out of a common one. Without files, lines go to the logger alone.
+
+    The operating system has a line before `decided` returns, so that ending the process does not
+    lose it: of a refusal, of a look at data of people, and of all that a caller who acts for all
+    does but reading. Other lines wait for `FLUSH_SECONDS`.
     """
 
     def __init__(self, process: str, known: Trail | None, strangers: Trail | None) -> None:
@@ -140,8 +149,8 @@ class AuditTrail:
         trail = self._strangers if caller is None else self._known
         if trail is not None:  # A record of a logger takes as long as all else here.
             trail.write(decision)
-        if trail is None or log.handlers:
-            log.info("%s", decision.line().decode())
+        if (trail is None or log.handlers) and (line := _line_of(decision)):
+            log.info("%s", line.decode().rstrip("\n"))
 
     def close(self) -> None:
         """Write what waits, and keep no more in files."""
@@ -167,6 +176,16 @@ class _Decision(NamedTuple):
     personal: bool
     address: str
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether its line may be written with others. See `AuditTrail`."""
+        if not self.allowed or self.personal:
+            return False
+        if self.caller is not None and self.caller.owner is not None:
+            return True
+        scopes = self.scope.split()
+        return bool(scopes) and all(scope.endswith(_READS) for scope in scopes)
+
     def line(self) -> bytes:
         caller = self.caller
         return to_json(
@@ -185,6 +204,23 @@ class _Decision(NamedTuple):
                 "address": _recorded(self.address),
             }
         )
+
+
+def _line_of(decision: _Decision) -> bytes:
+    """A decision's line. Empty where none can be made of it, which is logged: that costs no other
+    line, and no answer."""
+    try:
+        return decision.line() + b"\n"
+    except Exception as error:
+        own_log.error(
+            "the audit trail lacks a line of %s: %s (%s, %s): %s",
+            decision.process,
+            "allowed" if decision.allowed else "refused",
+            decision.action,
+            decision.scope or "no scope",
+            type(error).__name__,  # Its text may quote what the caller sent.
+        )
+        return b""
 
 
 def _recorded(text: str) -> str:
@@ -217,7 +253,7 @@ class Trail:
         self._written = 0
         self._lock = threading.Lock()
         """The console reads its own trail in another thread, and writes before that what waits."""
-        self._waiting: list[_Decision] = []
+        self._waiting: deque[_Decision] = deque()
         self._before = b""
         """What ends a line of which the disk took a part only."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -231,8 +267,12 @@ class Trail:
             self.close()
 
     def write(self, decision: _Decision) -> None:
-        """Append its line, within `FLUSH_SECONDS` where an event loop runs."""
+        """Append its line: at once, or within `FLUSH_SECONDS` where it may wait and an event loop
+        runs."""
         self._waiting.append(decision)
+        if not decision.may_wait:
+            self.flush()
+            return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -255,10 +295,14 @@ class Trail:
 
     def _flush(self) -> None:
         self._flushing = None
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
+        waiting: list[_Decision] = []
+        with contextlib.suppress(IndexError):  # Another thread may add one meanwhile.
+            while True:
+                waiting.append(self._waiting.popleft())
+        lines = b"".join(map(_line_of, waiting))
+        if not lines:
             return
-        lines = self._before + b"".join([decision.line() + b"\n" for decision in waiting])
+        lines = self._before + lines
         self._before = b"\n"
         try:
             while lines:  # A full disk takes a part of them before it says that it is full.
@@ -316,9 +360,9 @@ class Trail:
 
 
 def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:
-    """The decisions that all processes recorded in `folder`, of up to a moment, the latest of each
-    file first, files merged by time. Lines that cannot be read are left out. Raises
-    `AuditError`."""
+    """The decisions that all processes recorded in `folder`, of up to a moment, the latest first.
+    Lines of one file may be out of order by `OUT_OF_ORDER_SECONDS`. Lines that cannot be read are
+    left out. Raises `AuditError`."""
     _flush_all()
     try:
         # Of each process, that which is being written first: for what is of the same time.
@@ -326,11 +370,29 @@ def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:
     except OSError as error:
         raise AuditError(f"cannot read {folder}: {error.strerror}") from None
     yield from heapq.merge(
-        *(_backwards(file, until) for file in files), key=lambda found: found.at, reverse=True
+        *(_latest_first(_backwards(file, until), until) for file in files),
+        key=lambda found: found.at,
+        reverse=True,
     )
 
 
+def _latest_first(lines: Iterator[Audited], until: datetime | None) -> Iterator[Audited]:
+    """Lines in the order of their time, without those after a moment. Given as a file has them,
+    the last first; of one time, that order stays."""
+    waiting: list[tuple[float, int, Audited]] = []
+    for number, line in enumerate(lines):
+        at = line.at.timestamp()
+        # What comes is at most so much later than this one.
+        while waiting and -waiting[0][0] > at + OUT_OF_ORDER_SECONDS:
+            yield heapq.heappop(waiting)[2]
+        if until is None or line.at <= until:
+            heapq.heappush(waiting, (-at, number, line))
+    while waiting:
+        yield heapq.heappop(waiting)[2]
+
+
 def _backwards(file: Path, until: datetime | None) -> Iterator[Audited]:
+    """The lines of a file, the last first: all those of up to a moment, and few after it."""
     try:
         stream = file.open("rb")
     except OSError as error:
@@ -353,8 +415,9 @@ def _backwards(file: Path, until: datetime | None) -> Iterator[Audited]:
 
 
 def _end_of(stream: BinaryIO, size: int, until: datetime) -> int:
-    """Where the lines of up to a moment end, found by halves: a file's lines are in order of
-    time."""
+    """A place behind which each line is of after a moment, found by halves. Lines are in order of
+    time but for `OUT_OF_ORDER_SECONDS`, so behind one that is so much later, none is of before."""
+    until += timedelta(seconds=OUT_OF_ORDER_SECONDS)
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2

@@ -70,14 +70,20 @@ class Gate:
             await answer.response()(scope, receive, send)
             return
         asking = Asking(caller, self._trail)
-        inner, answered = {**scope, ASKING: asking}, AnswerStatus(send)
-        try:
-            await self._app(inner, receive, answered)
-        finally:
+        inner = {**scope, ASKING: asking}
+
+        def record(reason: str) -> None:
             if asking.decide is not None:
                 asking.settle()
             if not asking.recorded:  # No route was asked: a path or a body that none can take.
-                self._denied(inner, caller, answered.reason)
+                asking.recorded = True
+                self._denied(inner, caller, reason)
+
+        answering = Answering(send, record)
+        try:
+            await self._app(inner, receive, answering)
+        finally:
+            answering.end()
 
     async def _if_known(self, scope: Scope) -> Caller | None:
         """Who asks for what is open to all, if they say that and it is true."""
@@ -102,22 +108,26 @@ class Gate:
         )
 
 
-class AnswerStatus:
-    """Hands on what a request is answered, and tells how that was."""
+class Answering:
+    """Hands on what a request is answered, and has it recorded before any of that goes out."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, record: Callable[[str], None]) -> None:
+        """`record` is given why a request that no route took was denied, for the audit trail."""
         self._send = send
-        self._status = 0
+        self._record = record
+        self._recorded = False
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
+        if message["type"] == "http.response.start" and not self._recorded:
+            self._recorded = True
+            self._record(f"answered {message['status']}")
         await self._send(message)
 
-    @property
-    def reason(self) -> str:
-        """Why a request that no route took was denied, for the audit trail."""
-        return f"answered {self._status}" if self._status else "not answered"
+    def end(self) -> None:
+        """The request is done with, answered or not."""
+        if not self._recorded:
+            self._recorded = True
+            self._record("not answered")
 
 
 def _path(scope: Scope) -> str:

@@ -401,6 +401,8 @@ def _show(whom: Whom) -> None:
         for item in whom.dues[:LISTED_MAX]:
             what = item.due.command.type if item.due else "cannot be read"
             out().print(f"  {item.at:%Y-%m-%d %H:%M:%S} {item.participant} {item.subject}: {what}")
+    for line in whom.not_looked_at:
+        remark(line)
     if whom.dues_not_listed:
         remark(f"{whom.dues_not_listed} more are due, and were not looked at: `saga due SUBJECT`")
 
@@ -446,6 +448,7 @@ def _whom_json(whom: Whom) -> dict[str, Any]:
             {"participant": one.participant, "subject": one.subject, "at": one.at.isoformat()}
             for one in whom.dues
         ],
+        "not_looked_at": list(whom.not_looked_at),
     }
 
 
@@ -453,6 +456,7 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
     return _whom_json(outcome.whom) | {
         "forgotten_at": outcome.forgotten_at and outcome.forgotten_at.isoformat(),
         "ended": outcome.ended,
+        "began": outcome.began,
         "refused": outcome.refused,
         "waits": None if outcome.request is None else _request_json(outcome.request),
         "taken_out": outcome.taken_out,

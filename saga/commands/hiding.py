@@ -1,9 +1,11 @@
 """What commands do not show: whom messages name in clear, from before names were sealed.
 
-Nothing is hidden where names may be shown: `PERSONAL_SHOWN=clear` says so, or nothing is sealed and
-`AUTH` is off. What was found to be hidden is masked in all that the command prints
-(`saga.commands.console`, `print_json`). Copies for programs (`history export`, `dlq export`) and
-what an editor is given stay whole.
+Nothing is hidden where the system whose messages they are shows names: its `PERSONAL_SHOWN` is
+`clear`, or nothing is sealed there and its `AUTH` is off. Its deployment tells, and not the shell
+that the command was typed in; that may set `PERSONAL_SHOWN` for the command. Where neither tells,
+names are hidden, and the command says so. What was found to be hidden is masked in all that the
+command prints (`saga.commands.console`, `print_json`). Copies for programs (`history export`,
+`dlq export`) and what an editor is given stay whole.
 """
 
 from __future__ import annotations
@@ -40,27 +42,21 @@ def hide(values: Iterable[str]) -> None:
     _HIDDEN.set(hidden().and_of(values))
 
 
-def names_shown(deployment: Deployment | None) -> bool:
-    """Whether names may be shown to who runs commands. Raises `SettingsError`."""
-    from saga.auth.access import is_open
-    from saga.runtime.settings import (
-        HttpSettings,
-        PersonalSettings,
-        PersonalShown,
-        Sealing,
-        SettingsError,
-        load,
-    )
+def names_shown(deployment: Deployment | None) -> bool | None:
+    """Whether names may be shown to who runs commands; None where nothing tells. Raises
+    `SettingsError`."""
+    from saga.runtime.settings import PersonalSettings, PersonalShown, Sealing, load
 
-    settings = deployment.personal_settings() if deployment else load(PersonalSettings)
-    if settings.personal_shown is PersonalShown.CLEAR:
+    of_command = load(PersonalSettings)
+    if "personal_shown" in of_command.model_fields_set:
+        return of_command.personal_shown is PersonalShown.CLEAR
+    if deployment is None:
+        return None
+    if deployment.personal_shown is PersonalShown.CLEAR:
         return True
-    if settings.personal is Sealing.SEALED:
+    if deployment.personal_settings().personal is Sealing.SEALED:
         return False
-    try:
-        return is_open(load(HttpSettings))
-    except SettingsError:
-        return False  # It would not start so; whatever it is to be, it is not open.
+    return None if deployment.callers_known is None else not deployment.callers_known
 
 
 class Discretion:
@@ -68,7 +64,9 @@ class Discretion:
 
     def __init__(self, deployment: Deployment | None, graph: Choreography) -> None:
         """`deployment` is None where only files are there. Raises `SettingsError`."""
-        self.shows_all = names_shown(deployment)
+        shown = names_shown(deployment)
+        self.shows_all = shown is True
+        self._is_told = shown is not None
         self._masks = Masks((*graph.recorded, *graph.commands))
 
     def hide(self, bodies: Iterable[bytes]) -> None:
@@ -98,7 +96,21 @@ class Discretion:
         """The values not to be shown of these messages."""
         if self.shows_all:
             return frozenset()
-        return frozenset().union(*map(self._masks.values_of, bodies))
+        found = frozenset().union(*map(self._masks.values_of, bodies))
+        if found:
+            self._say_why()
+        return found
+
+    def _say_why(self) -> None:
+        """Say once that names are hidden for want of knowing better."""
+        from saga.commands.output import remark
+
+        if not self._is_told:
+            self._is_told = True
+            remark(
+                "names are hidden, since nothing here tells whether they may be shown: "
+                "PERSONAL_SHOWN=clear shows them"
+            )
 
     def names_nobody(self, field: str) -> bool:
         """Whether what fields of this name hold may be shown, of a state for instance."""

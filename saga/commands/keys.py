@@ -35,7 +35,8 @@ KeysFile = Annotated[
     typer.Option(
         "--file",
         envvar="API_KEYS_FILE",
-        help="The file of keys; by default `api_keys.json` in the system's folder.",
+        help="The file of keys; by default the one that the running system reads, or "
+        "`api_keys.json` in its folder.",
         show_default=False,
     ),
 ]
@@ -180,9 +181,16 @@ def revoke(
 
 
 def _file(file: Path | None, data_dir: Path) -> Path:
+    """The file named, or the one that the services of the running system read."""
     from saga.auth.settings import KEYS_FILE_NAME
+    from saga.deployment import FILE_NAME, Deployment
 
-    return file or data_dir / KEYS_FILE_NAME
+    if file is not None:
+        return file
+    of_system = None
+    if (data_dir / FILE_NAME).exists():
+        of_system = Deployment.load(data_dir).api_keys_file
+    return of_system or data_dir / KEYS_FILE_NAME
 
 
 def _described(key: ApiKey, used: datetime | None) -> dict[str, object]:

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from saga.auth.access import is_open, trail_of
 from saga.auth.audit import AuditTrail
 from saga.auth.caller import Caller, How, NotAllowed
-from saga.auth.gate import AnswerStatus
+from saga.auth.gate import Answering
 from saga.auth.keys import SCOPE, ApiKeys, KeysError
 from saga.auth.scopes import action_of
 from saga.auth.settings import is_loopback
@@ -269,20 +269,24 @@ class Doorkeeper:
         if scope["method"] not in SAFE_METHODS:
             body, state[_CSRF] = _without_csrf(await request.body())
             receive = _given(body, receive)
-        answered = AnswerStatus(send)
-        try:
-            with acting_as(None if session is None else session.caller.recorded_as):
-                await self._app(scope, receive, answered)
-        finally:
+
+        def record(reason: str) -> None:
             if session is not None and _REACHED not in state:
                 self._access.trail.decided(
                     session.caller,
                     action=action_of(request),
                     scope="",
                     allowed=False,
-                    reason=answered.reason,
+                    reason=reason,
                     address=address_of(request),
                 )
+
+        answering = Answering(send, record)
+        try:
+            with acting_as(None if session is None else session.caller.recorded_as):
+                await self._app(scope, receive, answering)
+        finally:
+            answering.end()
 
 
 def _without_csrf(body: bytes) -> tuple[bytes, str]:

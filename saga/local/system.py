@@ -11,11 +11,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, NoReturn, Self
+from typing import Any, Final, Literal, NoReturn, Self, TypeVar
 
 import httpx
 from aio_pika.abc import AbstractChannel
+from pydantic_settings import BaseSettings
 
+from saga.auth.access import is_open
+from saga.auth.settings import AuthSettings
 from saga.broker.claim import Claim
 from saga.broker.passwords import new_passwords
 from saga.broker.setup import NODE_FOLDER, USERS_FILE, mend_topology, write_users
@@ -84,6 +87,8 @@ OPEN_FILES_MIN: Final = 1_024
 _PORT_IN_USE: Final = "cannot listen on"
 
 # About one service, so never handed on to several.
+S = TypeVar("S", bound=BaseSettings)
+
 _OURS: Final = (
     "AMQP_CA_FILE",
     "AMQP_CERT_FILE",
@@ -273,6 +278,7 @@ class System:
             dead_letters_url=dead_letters_url_in(self.folder),
             http_ca_file=self._authority(),
             **self._places_of_persons(),
+            **self._who_may_ask(),
         )
         self._deployment.save(self.folder)
         await self._put_back()
@@ -282,11 +288,17 @@ class System:
         file = self._environment.get("HTTP_CA_FILE") or load(ClientTlsSettings).http_ca_file
         return None if file is None else Path(file).absolute()
 
+    def _who_may_ask(self) -> dict[str, Any]:
+        auth = self._of_services(AuthSettings, data_dir=self.folder)
+        http = self._of_services(HttpSettings, http_host=LOOPBACK)
+        return {"callers_known": not is_open(http), "api_keys_file": auth.keys_file.absolute()}
+
     def _places_of_persons(self) -> dict[str, Any]:
-        personal = self._personal()
+        personal = self._of_services(PersonalSettings, data_dir=self.folder)
         if personal.personal is Sealing.OFF:
-            return {}
+            return {"personal_shown": personal.personal_shown}
         return {
+            "personal_shown": personal.personal_shown,
             "personal": personal.personal,
             "personal_cache_seconds": personal.personal_cache_seconds,
             "persons_database_url": store_url(personal),
@@ -295,11 +307,11 @@ class System:
             else (personal.personal_key_file or self.folder / KEY_FILE).absolute(),
         }
 
-    def _personal(self) -> PersonalSettings:
-        """How the services seal personal data, by the environment that they get."""
-        names = {name: name.upper() for name in PersonalSettings.model_fields}
-        given = {n: self._environment[v] for n, v in names.items() if v in self._environment}
-        return load(PersonalSettings, **given | {"data_dir": self.folder})
+    def _of_services(self, kind: type[S], **ours: Any) -> S:
+        """Settings of the services, by the environment that they get."""
+        names = {name: name.upper() for name in kind.model_fields}
+        given = {n: text for n, v in names.items() if (text := self._environment.get(v))}
+        return load(kind, **given | ours)
 
     def kill(self, service: str) -> None:
         """Kill a service with SIGKILL; `start` brings it back."""
@@ -436,7 +448,7 @@ class System:
         logs = make_folder(self.folder)
         if lack := self._lack_of_room():
             raise SystemFault(f"nothing can be started: {lack}")
-        personal = self._personal()
+        personal = self._of_services(PersonalSettings, data_dir=self.folder)
         if personal.personal is Sealing.SEALED and not (
             personal.personal_key or personal.personal_key_file
         ):

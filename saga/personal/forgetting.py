@@ -19,11 +19,10 @@ from typing import Final
 
 import httpx
 
-from saga.auth.keys import KeysError, changing
-from saga.auth.settings import AuthSettings
+from saga.auth.keys import KeysError, changing, read_keys
 from saga.backup.manifest import MANIFEST, Manifest, digest_of
 from saga.declaration import EarlyEnd, Saga
-from saga.deployment import Deployment
+from saga.deployment import FILE_NAME, Deployment
 from saga.dlq.audit import who
 from saga.dlq.store import Store
 from saga.envelope import rfc3339
@@ -40,7 +39,7 @@ from saga.runtime.disk import explained
 from saga.runtime.kernel.database import is_postgresql
 from saga.runtime.kernel.sqlite import scrub, sqlite_file
 from saga.runtime.kernel.tables import utc_now
-from saga.runtime.settings import PersonalSettings, Sealing, load
+from saga.runtime.settings import PersonalSettings, Sealing
 from saga.runtime.tasks import in_thread
 from saga.runtime.urls import sqlite_url
 
@@ -76,6 +75,8 @@ class Outcome:
     request: Request | None = None
     """It waits, for these."""
     forgotten_at: datetime | None = None
+    began: list[str] = field(default_factory=list)
+    """The subjects that began while their key was destroyed."""
     taken_out: dict[str, int] = field(default_factory=dict)
     """Keyed by outside: in how many places it had them in clear."""
     left: list[str] = field(default_factory=list)
@@ -135,6 +136,7 @@ class Forgetter:
             if waits is not None:
                 return await self._put_off(outcome, waits)
         request = await self._destroy(outcome, request, traces, report)
+        outcome.left += outcome.whom.not_looked_at
         await in_thread(self._take_out, outcome)  # What was written meanwhile.
         for folder in backups:
             if (folder / MANIFEST).is_file():
@@ -234,12 +236,24 @@ class Forgetter:
         """Destroy the key, in the store and in what processes have read of it; returns the request,
         which knows whether the key was looked for. None of `traces` means that it was gone
         already."""
-        person_id, before = request.person_id, outcome.whom
+        person_id = request.person_id
+        if traces:
+            # Before: once the key is gone, what began meanwhile cannot be told from the rest.
+            request = request.model_copy(update={"subjects_before": outcome.whom.subjects})
+            await in_thread(requests.keep, self._folder, request)
         forgotten = await in_thread(self._store.forget, person_id, request.reason)
         outcome.forgotten_at = forgotten.forgotten_at
-        if traces:
-            await self._outwait(report, "the key is destroyed; processes may know it")
-            await self._say_what_began(outcome, before)
+        if request.subjects_before is not None:
+            await self._outwait(
+                report, "the key is destroyed; processes may know it", forgotten.forgotten_at
+            )
+            await self._say_what_began(outcome, request.subjects_before)
+        elif request.resumed_at is not None:
+            outcome.left.append(
+                "what began for them while the key was destroyed is not known: the request that "
+                "did that does not say what was there before; look at what is open of "
+                f"{listed(outcome.whom.subjects)}"
+            )
         url = store_url(self._deployment.personal_settings(self._folder))
         if is_postgresql(url):
             outcome.left.append(
@@ -262,15 +276,21 @@ class Forgetter:
             await in_thread(requests.keep, self._folder, request)
         return request
 
-    async def _outwait(self, report: Report, what: str) -> None:
-        """Wait until no process uses what it has read of the key store before now."""
+    async def _outwait(self, report: Report, what: str, changed_at: datetime | None = None) -> None:
+        """Wait until no process uses what it has read of the key store before it was changed: at
+        that time, or just now."""
         wait_seconds = self._store.cache_seconds + MARGIN_SECONDS
-        report(f"{what} for {wait_seconds:g} s more, waiting")
-        await asyncio.sleep(wait_seconds)
+        if changed_at is not None:
+            passed = (utc_now() - changed_at).total_seconds()
+            wait_seconds = min(wait_seconds, max(0.0, wait_seconds - passed))
+        if wait_seconds:
+            report(f"{what} for {wait_seconds:.3g} s more, waiting")
+            await asyncio.sleep(wait_seconds)
 
-    async def _say_what_began(self, outcome: Outcome, before: Whom) -> None:
+    async def _say_what_began(self, outcome: Outcome, subjects_before: Sequence[str]) -> None:
         """Name what began while the key was being destroyed: by a command that was sealed
         before, and that came late. It goes on under the sealed text."""
+        before = outcome.whom
         why = await self._lookup.not_recorded(before.person.person_id)
         if why:
             outcome.left.append(
@@ -282,32 +302,23 @@ class Forgetter:
             values=before.values,
             references=tuple(sorted({*before.references, *after.references})),
         )
-        began = [subject for subject in after.subjects if subject not in {*before.subjects}]
-        if began:
-            shown = ", ".join(began[:LISTED_MAX]) + (", …" if len(began) > LISTED_MAX else "")
+        known = {*subjects_before}
+        outcome.began = [subject for subject in after.subjects if subject not in known]
+        if outcome.began:
             outcome.left.append(
-                f"{len(began)} sagas began while the key was destroyed, and go on under the sealed "
-                f"text: their owner cannot be told by name how they end, so look at them: {shown}"
+                f"{len(outcome.began)} sagas began while the key was destroyed, and go on under "
+                f"the sealed text: their owner cannot be told by name how they end, so look at "
+                f"them: {listed(outcome.began)}"
             )
 
     def _take_out(self, outcome: Outcome) -> None:
         """Revoke their API keys, which name them, and have outsides take out what they have in
         clear."""
         whom = outcome.whom
-        file = load(AuthSettings, data_dir=self._folder).keys_file
-        if not whom.values and file.is_file():
-            outcome.left.append(
-                "API keys were not looked for: what they are called in clear is not known; "
-                "`saga keys list` has the names"
-            )
-        elif file.is_file():
-            try:
-                with changing(file) as keys:
-                    others = [k for k in keys if not {k.owner, k.name} & whom.values.keys()]
-                    outcome.took(_API_KEYS, len(keys) - len(others))
-                    keys[:] = others
-            except KeysError as error:
-                outcome.again.append(f"their API keys: {error}")
+        try:
+            self._revoke_keys(outcome)
+        except KeysError as error:
+            outcome.again.append(f"their API keys: {error}")
         for outside in self._saga.outside:
             if outside.forget is None:
                 outcome.left.append(
@@ -326,6 +337,33 @@ class Forgetter:
             except (OutsideError, InputError, OSError) as error:
                 why = explained(error) if isinstance(error, OSError) else str(error)
                 outcome.again.append(f"{outside.name}: {why}")
+
+    def _revoke_keys(self, outcome: Outcome) -> None:
+        """Take their API keys out of the file that services read. Raises `KeysError`."""
+        whom, file = outcome.whom, self._deployment.api_keys_file
+        if file is None:
+            outcome.left.append(
+                f"API keys were not looked at: {self._folder / FILE_NAME} does not say where they "
+                f"are (api_keys_file); `saga keys list --file FILE` has the names, "
+                f"`saga keys revoke` ends a key"
+            )
+            return
+        if read_keys(file):
+            if not whom.values:
+                outcome.left.append(
+                    f"API keys were not looked for: what they are called in clear is not known; "
+                    f"`saga keys list --file {file}` has the names"
+                )
+                return
+            with changing(file) as keys:
+                others = [k for k in keys if not {k.owner, k.name} & whom.values.keys()]
+                outcome.took(_API_KEYS, len(keys) - len(others))
+                keys[:] = others
+        if self._deployment.api_keys_copied and outcome.taken_out.get(_API_KEYS):
+            outcome.left.append(
+                f"services have copies of {file}, which name them, and take their keys until what "
+                f"made these copies runs again (`python -m saga.bootstrap`, the container `init`)"
+            )
 
     def _take_out_of_backup(self, outcome: Outcome, folder: Path) -> None:
         """Remove what a backup's copies of the outsides' books have in clear."""
@@ -366,12 +404,19 @@ class Forgetter:
                 "asked_at": rfc3339(request.asked_at),
                 "subjects": len(outcome.whom.subjects),
                 "ended": len(outcome.ended),
+                "began": outcome.began[:LISTED_MAX],
                 "taken_out": outcome.taken_out,
                 "left": len(outcome.left),
             }
             store.note("forget", request.reason, {"person": request.person_id}, result)
         finally:
             store.close()
+
+
+def listed(subjects: Sequence[str]) -> str:
+    """Subjects in one line, as many as fit."""
+    more = ", …" if len(subjects) > LISTED_MAX else ""
+    return (", ".join(subjects[:LISTED_MAX]) or "nothing") + more
 
 
 def open_keys(deployment: Deployment, folder: Path) -> KeyStore:

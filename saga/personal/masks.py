@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from binascii import a2b_base64
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import chain
 from typing import Any, Final
 
 from saga.limits import json_of
 from saga.message import Command, Event, versions_of
 from saga.personal.marks import EACH, Path, changed_at, changed_texts, personal_fields
 from saga.personal.seal import PREFIX, masked_in, sealed, shown
+from saga.personal.written import WORD_BEGINS, WORD_ENDS, Plain, is_plain_ascii, plain_letters
 from saga.text import harmless
 
 HIDDEN_MAX: Final = 2_000
 """Values that are hidden at a time: of what is beyond them, nothing is shown at all."""
 
+BASE64_MIN_CHARACTERS: Final = 8
+"""A shorter run is a word."""
+LAYERS_MAX: Final = 2
+"""How often base64 is decoded, one around the other."""
+
 Change = Callable[[str], str]
+_Place = tuple[int, int, str]
+"""Where in a text something begins and ends that is masked, and what is shown instead."""
 
 
 class Masks:
@@ -81,17 +91,17 @@ class Masks:
 
 
 class Hidden:
-    """Masks some values wherever they stand in texts, and sealed values besides."""
+    """Masks some values wherever they stand in texts, however they are written there, and sealed
+    values besides."""
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self._values = frozenset(value for value in values if value and not sealed(value))
         self._beyond = len(self._values) > HIDDEN_MAX
 
     @cached_property
-    def _any(self) -> re.Pattern[str] | None:
+    def _sought(self) -> _Sought:
         """What finds any of the values: made once it is needed, which is seldom."""
-        longest_first = sorted(self._values, key=lambda value: (-len(value), value))
-        return _any_of(longest_first) if self._values else None
+        return _Sought(self._values)
 
     def and_of(self, values: Iterable[str]) -> Hidden:
         """The same, with more values."""
@@ -99,16 +109,18 @@ class Hidden:
         return Hidden(self._values | more) if more else self
 
     def text(self, text: str) -> str:
-        """A text for people: values stand in it as words, in clear or as JSON or Python quote
-        them."""
+        """A text for people: values stand in it as words, in capitals or not, and in clear or as
+        JSON, Python, HTML, URLs and base64 write them."""
         if self._beyond:
             return "…"
-        if self._any is not None:
-            text = self._any.sub(lambda found: shown(found[0]), text)
+        if self._values:
+            text = self._sought.masked(text)
         return masked_in(text)
 
     def document(self, value: Any) -> Any:
         """A JSON document for programs: sealed values stay as they are, which says nothing."""
+        if not self._values:
+            return value
         if isinstance(value, str):
             return self._clear_in(value)
         if isinstance(value, Mapping):
@@ -118,19 +130,84 @@ class Hidden:
         return value
 
     def _clear_in(self, text: str) -> str:
-        if self._any is None or (text.startswith(PREFIX) and sealed(text)):
+        if text.startswith(PREFIX) and sealed(text):
             return text
-        return "…" if self._beyond else self._any.sub(lambda found: shown(found[0]), text)
+        return "…" if self._beyond else self._sought.masked(text)
 
 
-def _any_of(values: Iterable[str]) -> re.Pattern[str]:
-    forms = dict.fromkeys(form for value in values for form in _forms(value))
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms))})(?!\w)")
+class _Sought:
+    """Finds any of some values in a text, as a word."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        longest_first = sorted(values, key=lambda value: (-len(value), value))
+        forms = dict.fromkeys(form.lower() for value in longest_first for form in _forms(value))
+        self._forms = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms))})(?!\w)")
+        """In small letters, as programs quote a value without changing its letters."""
+        self._by_letters = {plain_letters(value): value for value in reversed(longest_first)}
+        letters = sorted(self._by_letters, key=len, reverse=True)
+        some = "|".join(re.escape(each).replace(r"\ ", " +") for each in letters)
+        self._letters = re.compile(f"{WORD_BEGINS}(?:{some}){WORD_ENDS}")
+        digits = max(BASE64_MIN_CHARACTERS, min(map(len, forms)) * 4 // 3)
+        self._base64 = re.compile(rf"(?<![\w+/-])[\w+/-]{{{digits},}}={{0,2}}(?![\w+/=-])", re.A)
+
+    def masked(self, text: str) -> str:
+        """The text with all values in it masked."""
+        found = [*self._in_small_letters(text), *self._in_plain_letters(text)]
+        found += self._in_base64(text)
+        if not found:
+            return text
+        parts: list[str] = []
+        last = 0
+        for start, end, instead in sorted(found):
+            if start >= last:
+                parts += text[last:start], instead
+            last = max(last, end)
+        return "".join(parts) + text[last:]
+
+    def _is_in(self, text: str, layers: int) -> bool:
+        """Whether any of the values is in a text, within so many layers of base64."""
+        found = chain(self._in_small_letters(text), self._in_plain_letters(text))
+        return any(found) or (layers > 0 and any(self._in_base64(text, layers)))
+
+    def _in_small_letters(self, text: str) -> Iterator[_Place]:
+        small = text.lower()
+        if len(small) != len(text):
+            return  # Some letters are two then; in plain letters, these are known.
+        for found in self._forms.finditer(small):
+            start, end = found.span()
+            yield start, end, shown(text[start:end])
+
+    def _in_plain_letters(self, text: str) -> Iterator[_Place]:
+        if is_plain_ascii(text):
+            return
+        plain = Plain(text)
+        for found in self._letters.finditer(plain.letters):
+            value = self._by_letters.get(plain_letters(found[0]), "")
+            yield *plain.place(*found.span()), shown(value) or "…"
+
+    def _in_base64(self, text: str, layers: int = LAYERS_MAX) -> Iterator[_Place]:
+        """What stands alone as base64, if a value is in it."""
+        runs = [(found, _decoded(found[0])) for found in self._base64.finditer(text)]
+        # Together, since most of what looks like base64 is an id.
+        if runs and self._is_in("\n".join(said for _, said in runs), layers - 1):
+            for found, said in runs:
+                if self._is_in(said, layers - 1):
+                    yield *found.span(), "…"
+
+
+def _decoded(run: str) -> str:
+    """What a run of base64 says; empty, where it is none, or no text."""
+    digits = run.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return a2b_base64(digits + "=" * (-len(digits) % 4)).decode()
+    except ValueError:
+        return ""
 
 
 def _forms(value: str) -> Iterable[str]:
-    """The texts that a value may stand as in an error or a document."""
+    """The texts that a value may stand as in an error or a document, its letters as they are."""
     yield value
+    yield value.casefold()
     yield harmless(value)
     yield repr(value)[1:-1]
     yield ascii(value)[1:-1]

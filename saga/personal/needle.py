@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from saga.errors import InputError
+from saga.personal.written import AMPERSAND, BACKSLASHES, EQUALS, PERCENT
 
 CHARACTERS_MIN: Final = 4
 """A shorter text is found by chance in what is compressed or encoded."""
@@ -30,14 +31,16 @@ OVERLAP_BYTES: Final = 1 << 18
 LAYERS_MAX: Final = 2
 """How many encodings, one around the other, are decoded."""
 
-_ESCAPES: Final = rb"\\{0,7}"
-"""Further backslashes: a text may be escaped again wherever it is quoted."""
+_PERCENT, _EQUALS, _AMPERSAND, _BACKSLASHES = (
+    way.encode() for way in (PERCENT, EQUALS, AMPERSAND, BACKSLASHES)
+)
 _BROKEN: Final = rb"(?:=\r?\n|=\\r\\n|=\\n)?"
 """Where a line of quoted-printable was cut."""
 _SPACE: Final = (
     rb"(?:[ \t\r\n_+\xa0]|\xc2\xa0|%(?:25){0,4}(?:20|A0|C2%(?:25){0,4}A0|a0|c2%(?:25){0,4}a0)"
     rb"|=20|=A0|=C2=A0|&nbsp;|&#(?:0*(?:32|160)|[xX]0*(?:20|[aA]0));?|"
-    rb"\\" + _ESCAPES + rb"(?:[rnt]|u00[2aA]0|x20|xa0|xA0|040))"
+    + _BACKSLASHES
+    + rb"(?:[rnt]|u00[2aA]0|x20|xa0|xA0|040))"
     rb"{1,16}"
 )
 _RUNS: Final = frozenset(
@@ -324,13 +327,13 @@ def _ways_of_one(char: str) -> list[bytes]:
     code = ord(char)
     units = char.encode("utf-16-be")
     pairs = [units[i : i + 2].hex() for i in range(0, len(units), 2)]
-    escaped = rb"\\" + _ESCAPES
+    escaped = _BACKSLASHES
     ways.append(b"".join(escaped + b"[uU]" + _digits(pair) for pair in pairs))
     ways.append(escaped + b"(?:U0{0,4}|[ux]\\{0{0,6})" + _digits(f"{code:x}") + rb"\}?")
     ways.append(b"".join(b"%u" + _digits(pair) for pair in pairs))
-    ways.append(rb"&(?:amp;){0,4}#(?:0{0,6}%d|[xX]0{0,6}%b);?" % (code, _digits(f"{code:x}")))
+    ways.append(_AMPERSAND + rb"#(?:0{0,6}%d|[xX]0{0,6}%b);?" % (code, _digits(f"{code:x}")))
     for name in _ENTITIES.get(char, ()):
-        ways.append(b"&(?:amp;){0,4}" + re.escape(name.encode()))
+        ways.append(_AMPERSAND + re.escape(name.encode()))
     if char.isascii() and not char.isalnum():
         ways.append(escaped + re.escape(char.encode()))  # before what is special, in many languages
         if char in "'\"":
@@ -352,9 +355,9 @@ def _bytewise(encoded: bytes) -> Iterator[bytes]:
 
 def _escaped(byte: int) -> Iterator[bytes]:
     digits = _digits(f"{byte:02x}")
-    yield b"%(?:25){0,4}" + digits
-    yield b"=(?:3[dD]){0,4}" + digits
-    yield rb"\\" + _ESCAPES + b"(?:[xX]%b|%03o)" % (digits, byte)
+    yield _PERCENT + digits
+    yield _EQUALS + digits
+    yield _BACKSLASHES + b"(?:[xX]%b|%03o)" % (digits, byte)
 
 
 def _digits(text: str) -> bytes:

@@ -8,7 +8,6 @@ transaction.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from saga.personal.keystore import KeyStore, KeyStoreAway, KeyStoreError
 from saga.personal.marks import personal_values, with_personal
 from saga.personal.master import MasterKeyError
 from saga.personal.opening import open_store
-from saga.personal.seal import Forgotten, Unsealable, sealed
+from saga.personal.seal import Unsealable, sealed
 from saga.runtime.retry_loop import RetryLoop
 from saga.runtime.settings import PersonalSettings, Sealing
 
@@ -118,12 +117,11 @@ class Persons:
         )
 
     async def check_sealed(self, message: BaseModel) -> None:
-        """Let no text pass for a sealed value that only looks like one. What was sealed of who is
-        forgotten is one. Raises `Unsealable` and `SealingAway`."""
+        """Let no text pass for a sealed value that only looks like one, nor one of who is
+        forgotten. Raises `Unsealable`, `Forgotten` and `SealingAway`."""
         for value in personal_values(message):
             if sealed(value):
-                with contextlib.suppress(Forgotten):
-                    await self.open_now(value)
+                await self.open_now(value)
 
     async def as_given(self, message: M) -> M:
         """The message as it is to be published: sealed where this process seals. Raises as

@@ -43,6 +43,9 @@ class Request(BaseModel):
     resumed_at: datetime | None = None
     texts: tuple[str, ...] = ()
     """What they are called, sealed: it may be in no event."""
+    subjects_before: tuple[str, ...] | None = None
+    """What was done for them by when their key was about to be destroyed: anything else began
+    meanwhile. None as long as it is not to be destroyed."""
     key_store_searched: bool = False
     """Whether the key store was looked through for the destroyed key, and did not hold it."""
 
@@ -55,6 +58,7 @@ class Request(BaseModel):
                 "resumed_by": self.who,
                 "resumed_at": self.asked_at,
                 "texts": tuple(dict.fromkeys((*earlier.texts, *self.texts))),
+                "subjects_before": earlier.subjects_before,
                 "key_store_searched": earlier.key_store_searched,
             }
         )

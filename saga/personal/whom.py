@@ -14,7 +14,6 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from saga.archive import OBSERVER
 from saga.archive.queries import IS_OPEN
 from saga.archive.store import Fact, events, strays
 from saga.archive.subjects import subjects as subjects_table
@@ -65,6 +64,8 @@ class Whom:
     """What is due about these subjects, something to be sent again for instance."""
     dues_not_listed: int
     """So many more are due, about whatever subject."""
+    not_looked_at: tuple[str, ...] = ()
+    """Outboxes that may hold something of theirs and cannot be read from here, a line each."""
 
 
 class PersonLookup:
@@ -103,6 +104,7 @@ class PersonLookup:
             letters=letters,
             dues=tuple(item for item in dues.items if item.subject in {*subjects}),
             dues_not_listed=dues.more,
+            not_looked_at=self._outboxes_not_read(),
         )
 
     def _person(self, given: str) -> Person:
@@ -122,7 +124,7 @@ class PersonLookup:
 
     def _mentioned(self, marker: str) -> tuple[tuple[str, ...], set[str]]:
         """The subjects of events that name a person, and the sealed texts in these."""
-        url = self._deployment.database_urls[OBSERVER.name]
+        url = Archive(self._deployment).url
         rows = read_database(url, lambda connection: _naming(connection, marker))
         texts: set[str] = set()
         for _, body in rows:
@@ -143,7 +145,7 @@ class PersonLookup:
         return await in_thread(self._open_among, subjects)
 
     def _open_among(self, subjects: Sequence[str]) -> tuple[str, ...]:
-        url = self._deployment.database_urls[OBSERVER.name]
+        url = Archive(self._deployment).url
         maybe = read_database(url, lambda connection: _maybe_open(connection, subjects))
         found: list[str] = []
         now = utc_now()
@@ -169,8 +171,27 @@ class PersonLookup:
             f"service, and wait"
         )
 
+    def _outboxes_not_read(self) -> tuple[str, ...]:
+        """Why `_unpublished` looks into some outboxes only, a line for each of the others."""
+        graph, urls = self._choreography, self._deployment.database_urls
+        foreign = [one.name for one in graph.foreign]
+        nowhere = [one.name for one in graph.in_python if one.name not in urls]
+        return (
+            *(
+                f"the outbox of {name} was not looked at: it is in another language, and keeps its "
+                f"own; have those who run it say that nothing about the person waits there"
+                for name in foreign
+            ),
+            *(
+                f"the outbox of {name} was not looked at: the deployment does not say where its "
+                f"database is (database_urls)"
+                for name in nowhere
+            ),
+        )
+
     def _unpublished(self, marker: str) -> str:
-        """A participant in whose outbox an event waits that names a person; empty for none."""
+        """A participant in whose outbox an event waits that names a person; empty for none. See
+        `_outboxes_not_read`."""
         outbox = Tables(sa.MetaData()).outbox  # Each has one of this shape.
         query = sa.select(sa.func.count()).select_from(outbox)
         for participant in self._choreography.in_python:

@@ -57,6 +57,7 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
                 "/stock", json={"items": [TEA | {"quantity": 1_000, "currency": "EUR"}]}
             )
             assert answer.is_success, answer.text
+        assert system.deployment.callers_known is False
         yield system
 
 

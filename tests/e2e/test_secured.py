@@ -12,7 +12,7 @@ import httpx
 
 from order_saga.demo import demo
 from order_saga.orders import plan
-from saga.auth.keys import changing, new_key
+from saga.auth.keys import changing, new_key, read_keys
 from saga.auth.settings import KEYS_FILE_NAME
 from saga.discovery import choreography
 from saga.local.system import System
@@ -101,7 +101,12 @@ async def test_a_load_through_an_outage_ends_as_predicted_and_names_stay_sealed(
             async with asking(url, None) as stranger:
                 assert (await stranger.get(f"/orders/{uuid4()}")).status_code == 401
             await customers_see_their_own(folder, url)
+            assert system.deployment.callers_known is True
+            assert system.deployment.api_keys_file == (folder / KEYS_FILE_NAME).absolute()
+            owners = {key.owner for key in read_keys(folder / KEYS_FILE_NAME)}
             await is_forgotten(folder, NAME)
+            left = {key.owner for key in read_keys(folder / KEYS_FILE_NAME)}
+            assert owners - left == {NAME}
             names = {order.customer for order in planned.orders}
             store = open_store(system.deployment.personal_settings())
             assert all(store.person_of(name) is not None for name in names)

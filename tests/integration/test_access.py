@@ -26,7 +26,7 @@ import pytest
 from common.events import order_id_of
 from order_service.domain import CancelOrder
 from saga.archive import store
-from saga.auth import access, keys
+from saga.auth import access, audit, keys
 from saga.auth.audit import Audited, entries
 from saga.auth.caller import NotAllowed
 from saga.auth.keys import changing, last_used
@@ -461,6 +461,30 @@ async def test_each_decision_is_recorded_once_and_no_token_is(callers: Callers) 
         for secret in (ada, eve, callers.keys[EVERY_SCOPE]):
             assert secret not in written
             assert secret[-20:] not in written  # Of a signature, or of a secret.
+
+
+async def test_a_look_a_change_and_a_refusal_are_in_the_file_before_the_answer_is(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "FLUSH_SECONDS", 3_600.0)  # What may wait is not written at all.
+    async with closed("order_service", callers) as served:
+        ada, eve = (callers.issuer.customers("orders:read", owner=who) for who in (OWNER, "eve"))
+        order_id = (await furnished(served, callers, customer=OWNER))["order_id"]  # A change.
+        path = f"/orders/{order_id}"
+        assert lines_in(callers) == 1
+
+        for count, (asked_for, token) in enumerate(
+            [(path, ada), (path, eve), (path, None), ("/nowhere", ada), (f"{path}/cancel", eve)], 2
+        ):
+            method = "POST" if asked_for.endswith("cancel") else "GET"
+            await asked(served, method, asked_for, token)
+            assert lines_in(callers) == count, asked_for
+
+
+def lines_in(callers: Callers) -> int:
+    """Lines of the trail that the disk has by now."""
+    files = (callers.folder / "audit").glob("*.jsonl")
+    return sum(len(file.read_text().splitlines()) for file in files)
 
 
 async def test_what_is_refused_is_counted_by_its_reason(callers: Callers) -> None:

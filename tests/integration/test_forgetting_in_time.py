@@ -6,7 +6,10 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +24,15 @@ import sqlalchemy as sa
 from saga.archive import OBSERVER
 from saga.archive.projection import Projection
 from saga.archive.store import TABLES, Fact, append
+from saga.auth.keys import changing, new_key, read_keys
+from saga.auth.settings import KEYS_FILE_NAME
+from saga.choreography import Choreography
+from saga.commands.forgetting import _show as show
 from saga.declaration import EarlyEnd, Saga
 from saga.deployment import Deployment
 from saga.dlq.store import Store
 from saga.envelope import Attributes, wrap
+from saga.foreign import Foreign
 from saga.message import Event, Priority
 from saga.outside import OutsideError
 from saga.personal import forgetting, requests, whom
@@ -39,6 +47,7 @@ from saga.runtime.urls import sqlite_url
 from tests import errands
 from tests.errands import ErrandCancelled, StampGiven, StampTakenOff
 
+ROOT: Final = Path(__file__).parents[2]
 NAME: Final = "Zoë O'Neil-Ünsal"
 ENDS_EARLY: Final = replace(errands.SAGA, early_end=EarlyEnd("desk", "/errands/{subject}/end"))
 
@@ -46,7 +55,7 @@ ENDS_EARLY: Final = replace(errands.SAGA, early_end=EarlyEnd("desk", "/errands/{
 class Scene:
     """A system that is never started: its archive, its key store, and one outbox."""
 
-    def __init__(self, folder: Path, archive: Database, desk: Database, store: KeyStore) -> None:
+    def __init__(self, folder: Path, databases: Mapping[str, Database], store: KeyStore) -> None:
         self.folder = folder
         self.store = store
         self.behind = 0
@@ -55,8 +64,10 @@ class Scene:
         """Whether the shop, an outside, cannot be asked."""
         self.told: list[set[str]] = []
         """What the shop was told to forget, each time."""
-        self._archive = archive
-        self._desk = desk
+        self.reported: list[str] = []
+        """What was said while it was at work."""
+        self._databases = databases
+        """Those that are written to here, which one process at a time may do."""
         self.text = store.seal(NAME)
         self.person_id = str(store.person_of(NAME))
 
@@ -75,7 +86,9 @@ class Scene:
         body = json.dumps(document).encode()
         projection = Projection(errands.SAGA.choreography)
         fact = Fact(Attributes.of(body), body)
-        await self._archive.transaction(lambda c: append(c, [fact], utc_now(), projection))
+        await self._databases[OBSERVER.name].transaction(
+            lambda c: append(c, [fact], utc_now(), projection)
+        )
 
     async def ends(self, errand: str) -> None:
         """Nothing is owed about an errand any more."""
@@ -88,7 +101,9 @@ class Scene:
         statement = (
             Tables(sa.MetaData()).outbox.insert().values(**row, body=f'"{self.text}"'.encode())
         )
-        await self._desk.transaction(lambda connection: connection.execute(statement).rowcount)
+        await self._databases["desk"].transaction(
+            lambda connection: connection.execute(statement).rowcount
+        )
 
     async def forget(self, given: str = NAME, declared: Saga = ENDS_EARLY) -> Outcome:
         shop: Any = SimpleNamespace(name="shop", forget=self._forget_in_shop)
@@ -101,7 +116,9 @@ class Scene:
         )
         forgetter = Forgetter(self.deployment, self.folder, fakes, self.store)
         them = await forgetter.whom(given)
-        return await forgetter.forget(them, "they asked", wait_seconds=0.5, report=lambda _: None)
+        return await forgetter.forget(
+            them, "they asked", wait_seconds=0.5, report=self.reported.append
+        )
 
     def _forget_in_shop(self, clear: Any) -> int:
         if self.away:
@@ -118,43 +135,59 @@ class Scene:
         return requests.waiting_for(self.folder, self.person_id)
 
 
+def opened(folder: Path) -> KeyStore:
+    return KeyStore.open_store(
+        sqlite_url(folder / STORE_FILE),
+        MasterKeys.of((folder / KEY_FILE).read_text(), "here"),
+        cache_seconds=0.1,
+    )
+
+
 @pytest_asyncio.fixture
 async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
-    archive_url, desk_url = sqlite_url(tmp_path / "archive.db"), sqlite_url(tmp_path / "desk.db")
-    key = base64.b64encode(os.urandom(48)).decode()
-    (tmp_path / KEY_FILE).write_text(key)
-    store = KeyStore.open_store(
-        sqlite_url(tmp_path / STORE_FILE), MasterKeys.of(key, "here"), cache_seconds=0.1
-    )
+    (tmp_path / KEY_FILE).write_text(base64.b64encode(os.urandom(48)).decode())
+    participants = [one.name for one in errands.SAGA.participants]
+    urls = {name: sqlite_url(tmp_path / f"{name}.db") for name in (OBSERVER.name, *participants)}
     Deployment(
         amqp_url="amqp://nobody@127.0.0.1:1/",
         http_urls={"desk": ()},
-        database_urls={OBSERVER.name: archive_url, "desk": desk_url},
+        database_urls=urls,
         dead_letters_url=sqlite_url(tmp_path / "letters.db"),
+        api_keys_file=Path(KEYS_FILE_NAME),
     ).save(tmp_path)
-    monkeypatch.setattr(whom, "CATCH_UP_SECONDS", 0.3)
-    monkeypatch.setattr(forgetting, "MARGIN_SECONDS", 0.0)
-    archive = await open_database(archive_url, TABLES, name="test")
-    desk = await open_database(desk_url, Tables(sa.MetaData()), name="test")
+    for name in participants:
+        await (await open_database(urls[name], Tables(sa.MetaData()), name="test")).close()
+    databases = {
+        OBSERVER.name: await open_database(urls[OBSERVER.name], TABLES, name="test"),
+        "desk": await open_database(urls["desk"], Tables(sa.MetaData()), name="test"),
+    }
+    store = opened(tmp_path)
     try:
-        scene = Scene(tmp_path, archive, desk, store)
-
-        async def behind(_: object) -> int:
-            return scene.behind
-
-        monkeypatch.setattr("saga.history.archive.Archive.behind", behind)
-        monkeypatch.setattr(whom, "open_desk", _empty_desk)
-
-        async def ended(_: object, path: str, *__: object) -> Any:
-            await scene.ends(path.split("/")[2])
-            return SimpleNamespace(is_success=True, status_code=202)
-
-        monkeypatch.setattr(forgetting, "post_to_one", ended)
+        scene = Scene(tmp_path, databases, store)
+        stand_in(scene, monkeypatch)
         yield scene
     finally:
-        await archive.close()
-        await desk.close()
+        for database in databases.values():
+            await database.close()
         store.close()
+
+
+def stand_in(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a broker and a service, which the system has not."""
+    monkeypatch.setattr(whom, "CATCH_UP_SECONDS", 0.3)
+    monkeypatch.setattr(forgetting, "MARGIN_SECONDS", 0.0)
+
+    async def behind(_: object) -> int:
+        return scene.behind
+
+    monkeypatch.setattr("saga.history.archive.Archive.behind", behind)
+    monkeypatch.setattr(whom, "open_desk", _empty_desk)
+
+    async def ended(_: object, path: str, *__: object) -> Any:
+        await scene.ends(path.split("/")[2])
+        return SimpleNamespace(is_success=True, status_code=202)
+
+    monkeypatch.setattr(forgetting, "post_to_one", ended)
 
 
 @asynccontextmanager
@@ -271,6 +304,207 @@ async def test_what_came_while_the_key_was_destroyed_is_named(
     assert "too late" in done.whom.subjects
 
 
+KILLED: Final = """
+import asyncio, os, signal, sys
+from pathlib import Path
+import pytest
+from tests.integration.test_forgetting_in_time import Scene, once_after, opened, stand_in
+
+monkeypatch, folder = pytest.MonkeyPatch(), Path(sys.argv[1])
+scene = Scene(folder, {}, opened(folder))
+stand_in(scene, monkeypatch)
+once_after(monkeypatch, scene.store, sys.argv[2], lambda: os.kill(os.getpid(), signal.SIGKILL))
+asyncio.run(scene.forget())
+"""
+
+
+def kill_after(step: str, folder: Path) -> None:
+    """A process forgets them, and is killed right after this step of the key store."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), step], cwd=ROOT, check=False, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+async def test_killed_right_after_the_keys_end_it_names_what_began_meanwhile_when_run_again(
+    scene: Scene,
+) -> None:
+    await scene.happens(StampGiven(errand="before"))
+    await scene.ends("before")
+    await asyncio.to_thread(kill_after, "forget", scene.folder)
+    assert not scene.key_is_there
+    assert scene.waiting is not None
+    await scene.happens(StampGiven(errand="too late"))
+
+    done = await scene.forget(scene.person_id)
+
+    assert done.began == ["too late"]
+    (line,) = [line for line in done.left if "began" in line]
+    assert line.endswith("look at them: too late")
+    assert requests.waiting_in(scene.folder) == ()
+    audit = Store(str(scene.deployment.dead_letters_url))
+    (entry,) = audit.actions(10)
+    audit.close()
+    assert entry.result["began"] == ["too late"]
+
+
+async def test_killed_right_after_the_keys_end_it_waits_for_those_who_may_still_know_the_key(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.to_thread(kill_after, "forget", scene.folder)
+    monkeypatch.setattr(forgetting, "MARGIN_SECONDS", 3_600.0)
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr("saga.personal.forgetting.asyncio.sleep", sleep)
+
+    done = await scene.forget(scene.person_id)
+
+    assert done.began == []
+    assert len(waited) == 1
+    assert 0 < waited[0] < 3_600.1
+    assert any("the key is destroyed" in line for line in scene.reported)
+
+
+async def test_killed_before_the_keys_end_what_began_meanwhile_is_ended_when_run_again(
+    scene: Scene,
+) -> None:
+    await asyncio.to_thread(kill_after, "retire", scene.folder)
+    assert scene.key_is_there
+    await scene.happens(StampGiven(errand="meanwhile"))
+
+    done = await scene.forget(scene.person_id)
+
+    assert done.ended == ["meanwhile"]
+    assert done.forgotten_at is not None
+    assert done.began == []
+
+
+async def test_a_request_of_before_that_says_nothing_of_what_there_was_is_not_taken_for_fine(
+    scene: Scene,
+) -> None:
+    await scene.happens(StampGiven(errand="one"))
+    await scene.ends("one")
+    await asyncio.to_thread(kill_after, "forget", scene.folder)
+    assert scene.waiting is not None
+    requests.keep(scene.folder, scene.waiting.model_copy(update={"subjects_before": None}))
+
+    done = await scene.forget(scene.person_id)
+
+    assert [line for line in done.left if "is not known" in line and "one" in line]
+
+
+# --- what could not be looked at ------------------------------------------------------------------
+
+
+def file_away(event: StampGiven) -> None:
+    raise NotImplementedError
+
+
+async def test_an_outbox_in_another_language_is_named_as_not_looked_at(scene: Scene) -> None:
+    graph = errands.SAGA.choreography
+    clerk = Foreign("clerk", file_away)
+    declared: Any = SimpleNamespace(
+        name="errands",
+        early_end=ENDS_EARLY.early_end,
+        choreography=Choreography([*graph.participants, clerk], graph.observers),
+    )
+
+    done = await scene.forget(declared=declared)
+
+    assert done.forgotten_at is not None
+    (line,) = done.left
+    assert line.startswith("the outbox of clerk was not looked at: it is in another language")
+
+
+async def test_an_outbox_of_which_the_deployment_says_nothing_is_named_as_not_looked_at(
+    scene: Scene,
+) -> None:
+    urls = {name: url for name, url in scene.deployment.database_urls.items() if name != "rider"}
+    scene.deployment.model_copy(update={"database_urls": urls}).save(scene.folder)
+
+    done = await scene.forget()
+
+    (line,) = done.left
+    assert line.startswith("the outbox of rider was not looked at")
+
+
+async def test_a_dry_run_names_outboxes_that_are_not_looked_at(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = {name: url for name, url in scene.deployment.database_urls.items() if name != "rider"}
+    scene.deployment.model_copy(update={"database_urls": urls}).save(scene.folder)
+    lookup = whom.PersonLookup(
+        scene.deployment, scene.folder, errands.SAGA.choreography, scene.store
+    )
+
+    show(await lookup.whom(NAME))
+
+    assert "the outbox of rider was not looked at" in capsys.readouterr().err
+
+
+# --- API keys -------------------------------------------------------------------------------------
+
+
+def a_key(folder: Path, name: str = "NAME", owner: str | None = None) -> str:
+    """The id of a key that is made in the file of a folder."""
+    _, key = new_key(name, ["*"], owner=owner, now=utc_now())
+    with changing(folder / KEYS_FILE_NAME) as keys:
+        keys.append(key)
+    return key.id
+
+
+async def test_api_keys_are_taken_out_of_the_systems_file_whatever_the_shell_says(
+    scene: Scene, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("elsewhere")
+    theirs, others = a_key(folder, owner=NAME), a_key(folder, owner="Ada Bleibtreu")
+    scene.deployment.model_copy(update={"api_keys_file": folder / KEYS_FILE_NAME}).save(
+        scene.folder
+    )
+    shells = tmp_path_factory.mktemp("shell")
+    of_shell = a_key(shells, owner=NAME)
+    monkeypatch.setenv("API_KEYS_FILE", str(shells / KEYS_FILE_NAME))
+
+    done = await scene.forget()
+
+    assert done.taken_out["API keys"] == 1
+    assert [key.id for key in read_keys(folder / KEYS_FILE_NAME)] == [others] != [theirs]
+    assert [key.id for key in read_keys(shells / KEYS_FILE_NAME)] == [of_shell]
+
+
+async def test_api_keys_that_a_deployment_says_nothing_of_were_not_looked_at(scene: Scene) -> None:
+    a_key(scene.folder, owner=NAME)
+    scene.deployment.model_copy(update={"api_keys_file": None}).save(scene.folder)
+
+    done = await scene.forget()
+
+    (line,) = done.left
+    assert line.startswith("API keys were not looked at")
+    assert "saga keys list --file" in line
+
+
+async def test_api_keys_that_cannot_be_read_are_to_be_done_again(scene: Scene) -> None:
+    (scene.folder / KEYS_FILE_NAME).write_text("{")
+
+    done = await scene.forget()
+
+    assert scene.key_is_there
+    assert [line for line in done.again if "API keys" in line]
+
+
+async def test_copies_of_api_keys_are_named_where_services_read_these(scene: Scene) -> None:
+    a_key(scene.folder, owner=NAME)
+    scene.deployment.model_copy(update={"api_keys_copied": True}).save(scene.folder)
+
+    done = await scene.forget()
+
+    (line,) = done.left
+    assert "saga.bootstrap" in line
+
+
 async def test_a_name_that_is_in_no_event_is_still_looked_for_by_the_id(scene: Scene) -> None:
     scene.away = True
     first = await scene.forget()
@@ -325,9 +559,7 @@ async def test_resumed_after_the_key_store_was_looked_through_it_says_nothing_of
     first = await scene.forget()
     assert first.request is not None
     assert first.request.key_store_searched
-    monkeypatch.undo()
     scene.away = False
-    monkeypatch.setattr(whom, "open_desk", _empty_desk)
 
     done = await scene.forget(scene.person_id)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, ClassVar, cast
 from uuid import UUID
 
 import httpx
@@ -17,13 +17,15 @@ from fastapi import APIRouter, FastAPI, Query, WebSocket
 from pydantic import BaseModel, Field
 
 from common.events import OrderLine, PlaceOrder
+from inventory_service.domain import PARTICIPANT as INVENTORY
 from order_service.domain import PARTICIPANT, Order
+from saga.choreography import Participant
 from saga.discovery import choreography
 from saga.dlq.edit import corrected, text_of, with_values
 from saga.dlq.letters import copy_of
-from saga.envelope import Envelope, digest_of, source_of, wrap
+from saga.envelope import Envelope, Undecodable, digest_of, source_of, wrap
 from saga.errors import InputError
-from saga.message import Priority
+from saga.message import Answer, Command, Intent, Priority
 from saga.personal import Personal, sealed
 from saga.personal.opening import STORE_FILE, made_key, open_store
 from saga.personal.persons import Persons
@@ -31,12 +33,20 @@ from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.work import Conflicting, Done, Failed
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.consumer import Deliveries, DeliveryChannel
+from saga.runtime.messaging.dead_letters import ERROR, REASON
 from saga.runtime.messaging.frames import Delivery, Posting
 from saga.runtime.messaging.publisher import BrokerPublisher
-from saga.runtime.messaging.topology import intake_queue, work_queue
+from saga.runtime.messaging.sealing import IntakeSeal
+from saga.runtime.messaging.topology import (
+    DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
+    intake_queue,
+    work_queue,
+)
 from saga.runtime.personal import MAY_READ, guarded, texts_of
 from saga.runtime.problem import Problem
 from saga.runtime.settings import PersonalSettings, SettingsError, load
+from tests.errands import Ride
 from tests.polling import until
 from tests.unit.test_deliveries import CopyingPublisher, HoldingKernel, WatchedChannel
 from tests.unit.test_dlq import delivered, letter_of
@@ -311,20 +321,29 @@ class BodyPublisher(CopyingPublisher):
 class Intake:
     """The order service's intake queue, with a kernel that holds what it is given."""
 
-    def __init__(self, persons: Persons, kernel: HoldingKernel | None = None) -> None:
+    def __init__(
+        self,
+        persons: Persons,
+        kernel: HoldingKernel | None = None,
+        *,
+        participant: Participant = PARTICIPANT,
+        queue: str = QUEUE,
+    ) -> None:
         self.kernel = kernel or HoldingKernel()
         self.publisher, self.channel = BodyPublisher(), WatchedChannel()
         deliveries = Deliveries(
-            PARTICIPANT,
+            participant,
             cast(Kernel, self.kernel),
             cast(BrokerPublisher, self.publisher),
             lambda: NOW,
             persons,
         )
-        self._take = deliveries.taker(QUEUE)
+        self._take = deliveries.taker(queue)
 
-    def deliver(self, body: bytes) -> None:
-        delivery = Delivery(1, False, "", QUEUE, frames.NO_PROPERTIES, body)
+    def deliver(
+        self, body: bytes, *, redelivered: bool = False, exchange: str = "", key: str = QUEUE
+    ) -> None:
+        delivery = Delivery(1, redelivered, exchange, key, frames.NO_PROPERTIES, body)
         self._take(cast(DeliveryChannel, self.channel), delivery)
 
     async def taken(self, count: int = 1) -> Any:
@@ -409,6 +428,105 @@ async def test_a_changed_text_of_a_person_who_is_known_is_dead_too(persons: Pers
     await until(lambda: bool(intake.publisher.bodies))
 
     assert intake.kernel.taken == []
+
+
+@pytest.mark.parametrize("sealing", ["sealed", "off"])
+@pytest.mark.parametrize("redelivered", [False, True])
+async def test_a_command_for_who_is_forgotten_is_dead_and_nothing_begins(
+    persons: Persons, tmp_path: Path, sealing: str, redelivered: bool
+) -> None:
+    text = await forgotten(persons)
+    async with Persons(load(PersonalSettings, data_dir=tmp_path, personal=sealing)) as others:
+        intake = Intake(others)
+        sent = body(customer=text)
+        intake.deliver(sent, redelivered=redelivered)
+        await until(partial(_has_copies, intake, 1))
+
+        assert intake.kernel.taken == []
+        assert intake.publisher.bodies == [sent]
+        ((exchange, _, headers),) = intake.publisher.copies
+        assert exchange == DEAD_EXCHANGE
+        assert "asked to; nothing is begun for them" in headers[ERROR]
+        assert headers[REASON] == "undecodable"
+
+
+async def forgotten(persons: Persons) -> str:
+    """The sealed name of who is forgotten."""
+    text = (await persons.seal([NAME]))[NAME]
+    store = persons._store
+    assert store is not None
+    await asyncio.to_thread(store.forget, text[3:25], "asked to")
+    return text
+
+
+class Weigh(Command):
+    """A parcel is to be weighed, by an outside."""
+
+    type: ClassVar[str] = "parcel.weigh"
+    intake: ClassVar[bool] = True
+
+    parcel: str
+    sender: Annotated[str, Field(max_length=800), Personal]
+
+    @property
+    def subject(self) -> str:
+        return self.parcel
+
+
+class Weight(Answer):
+    """What the scale says."""
+
+    parcel: str
+
+    @property
+    def subject(self) -> str:
+        return self.parcel
+
+
+class AskScale(Intent):
+    """What the scale is asked."""
+
+    answer: ClassVar[type[Answer]] = Weight
+
+    parcel: str
+
+    @property
+    def subject(self) -> str:
+        return self.parcel
+
+
+def weigh(command: Weigh, ride: Ride) -> AskScale | None:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(("tried", "goes_on"), [(False, False), (True, True)])
+async def test_what_an_outside_may_have_been_asked_already_goes_on_for_who_is_forgotten(
+    persons: Persons, tried: bool, goes_on: bool
+) -> None:
+    text = await forgotten(persons)
+    seal = IntakeSeal(persons, Participant("scale", weigh))
+    command = wrap(
+        Weigh(parcel="p", sender=text),
+        id="c1",
+        source=source_of("shop"),
+        time=NOW,
+        priority=Priority.NORMAL,
+    )
+
+    if goes_on:
+        assert (await seal.once_sealed(command, tried=tried)).envelope is command
+    else:
+        with pytest.raises(Undecodable, match="nothing is begun"):
+            await seal.once_sealed(command, tried=tried)
+
+
+async def test_an_event_about_who_is_forgotten_is_taken_as_ever(persons: Persons) -> None:
+    document = json.loads((EXAMPLES / "order.placed" / "v1.json").read_text())
+    document["data"]["customer"] = await forgotten(persons)
+    intake = Intake(persons, participant=INVENTORY, queue=work_queue("inventory", Priority.HIGH))
+    intake.deliver(json.dumps(document).encode(), exchange=EVENTS_EXCHANGE, key="order.placed.high")
+
+    assert (await intake.taken()).envelope.data.customer == document["data"]["customer"]
 
 
 async def test_a_command_that_comes_sealed_is_taken_as_it_came(persons: Persons) -> None:

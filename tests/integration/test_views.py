@@ -17,7 +17,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -38,7 +38,7 @@ from saga.archive import store
 from saga.auth.keys import changing, new_key
 from saga.auth.settings import KEYS_FILE_NAME
 from saga.cli import command_line, main
-from saga.deployment import FILE_NAME
+from saga.deployment import FILE_NAME, Deployment
 from saga.discovery import choreography
 from saga.history import rebuild, verify
 from saga.past import against, onward
@@ -48,7 +48,7 @@ from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging import stream
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import DEAD_EXCHANGE, apply, topology_of
-from saga.runtime.settings import PersonalSettings, load
+from saga.runtime.settings import PersonalSettings, Sealing, load
 from saga.runtime.streams import READER_GONE
 from saga.text import harmless
 from tests.books import Books
@@ -264,7 +264,8 @@ async def _set_up(scene: Scene) -> None:
     stray = store.Stray("key", WORSE[:1] + "key", "malformed", WORSE, WORSE.encode(), 7)
     await database.transaction(lambda c: store.append(c, [stray], play.at, PROJECTION))
     await database.close()
-    books.deployment(scene.url).save(scene.folder)
+    known = {"callers_known": False, "api_keys_file": Path(KEYS_FILE_NAME)}
+    books.deployment(scene.url).model_copy(update=known).save(scene.folder)
     with sqlite3.connect(scene.folder / "order.db") as orders:
         orders.execute("UPDATE orders SET customer = customer || ' [/i]'")
     async with await connect(scene.url, name="test") as connection:
@@ -372,21 +373,47 @@ NAMING_SOMEBODY: Final = {"forget"}
 """Whom they were asked about."""
 
 
-@pytest.mark.parametrize("setting", [{"PERSONAL": "sealed"}, {"AUTH": "on"}], ids=["sealed", "on"])
+@contextmanager
+def with_deployment(folder: Path, **changes: object) -> Iterator[None]:
+    """As if `saga up` had written this of the system."""
+    before = Deployment.load(folder)
+    before.model_copy(update=changes).save(folder)
+    try:
+        yield
+    finally:
+        before.save(folder)
+
+
+SYSTEMS: Final[Mapping[str, Mapping[str, object]]] = {
+    "sealed": {"personal": Sealing.SEALED},
+    "on": {"callers_known": True},
+    "not told": {"callers_known": None},
+}
+"""Those that show no names, by what the shell in which commands are typed knows nothing of."""
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize(
     "command",
     [name for name in COMMANDS if name not in WITH_SERVICES | COPYING | NAMING_SOMEBODY],
 )
-def test_a_command_shows_old_names_where_they_may_be_shown_only(
-    command: str, setting: Mapping[str, str], scene: Scene, monkeypatch: pytest.MonkeyPatch
+def test_a_command_shows_old_names_where_the_system_does_only(
+    command: str, system: str, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if command in SLOW and "AUTH" in setting:
+    if system != "sealed" and (command in SLOW or command not in SHOWING_CUSTOMERS):
         return  # The same decision, which the others show.
+    with with_deployment(scene.folder, **SYSTEMS[system]):
+        assert_names_are_hidden(command, system, scene, monkeypatch)
+
+
+def assert_names_are_hidden(
+    command: str, system: str, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _wait_for_nobody(monkeypatch)
     printed = ""
     for mode in modes(command):
         for arguments in scene.arguments(command)[-2:]:
-            done = run(command, *arguments, *mode, folder=scene.folder, environment=setting)
+            done = run(command, *arguments, *mode, folder=scene.folder)
             check(done, mode)
             printed += done.out + done.err
     # As they stand in a text, in JSON, and as Python quotes them.
@@ -398,9 +425,11 @@ def test_a_command_shows_old_names_where_they_may_be_shown_only(
             command,
             *scene.arguments(command)[0],
             folder=scene.folder,
-            environment=dict(setting) | {"PERSONAL_SHOWN": "clear"},
+            environment={"PERSONAL_SHOWN": "clear"},
         )
         assert [name for name in NAMES if harmless(name) in shown.out]
+        told = [line for line in printed.splitlines() if "PERSONAL_SHOWN=clear shows them" in line]
+        assert bool(told) == (system == "not told")
 
 
 # --- what is not UTF-8 ----------------------------------------------------------------------------

@@ -7,11 +7,16 @@ import errno
 import json
 import logging
 import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from datetime import datetime, timedelta, tzinfo
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Self
+from random import Random
+from typing import Any, Final, Self
 
 import pytest
 
@@ -22,6 +27,7 @@ from saga.auth.keys import ApiKeys, KeysError, new_key, read_keys, write_keys
 from saga.errors import InputError
 from saga.runtime.kernel.tables import utc_now
 
+MOMENT: Final = datetime(2030, 1, 31, 12, tzinfo=UTC)
 OLGA = Caller("olga", How.TOKEN, frozenset({"*:read"}))
 
 
@@ -153,6 +159,146 @@ async def test_not_more_than_so_many_decisions_wait(
     trail.close()
     lines = (tmp_path / "one.jsonl").read_text().splitlines()
     assert [json.loads(line)["process"] for line in lines] == ["one"] * 12
+
+
+RECORDER = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from saga.auth.audit import AuditTrail
+from saga.auth.caller import Caller, How
+
+def decide(trail, kind, number):
+    olga = Caller("olga", How.TOKEN, frozenset({"*"}), "olga" if kind == "own" else None)
+    trail.decided(
+        None if kind == "stranger" else olga,
+        action=kind,
+        scope="rooms:write" if kind in ("change", "own") else "rooms:read",
+        subject=str(number),
+        allowed=kind not in ("refusal", "stranger"),
+        personal=kind == "look",
+    )
+
+async def main():
+    trail = AuditTrail.kept(Path(sys.argv[1]), "one", 1_000_000, asked_for=True)
+    for number, kind in enumerate(sys.argv[2:]):
+        decide(trail, kind, number)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["look", "refusal", "stranger", "change"])
+def test_what_matters_most_is_recorded_even_if_the_process_is_killed_at_once(
+    kind: str, tmp_path: Path
+) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", RECORDER, str(tmp_path), kind], check=False, timeout=60
+    )
+
+    assert killed.returncode == -signal.SIGKILL
+    assert [one.action for one in entries(tmp_path)] == [kind]
+
+
+def test_ordinary_lines_before_one_that_matters_are_kept_with_it_and_later_ones_may_be_lost(
+    tmp_path: Path,
+) -> None:
+    subprocess.run(
+        [sys.executable, "-c", RECORDER, str(tmp_path), "read", "own", "look", "read", "own"],
+        check=False,
+        timeout=60,
+    )
+
+    assert [one.action for one in entries(tmp_path)] == ["look", "own", "read"]
+
+
+async def test_a_line_that_cannot_be_made_costs_no_other_one_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trail = kept(tmp_path, "one")
+    decide(trail, 1)
+    broken: Any = object()
+    trail.decided(
+        replace(OLGA, name=broken), action="GET /broken", scope="rooms:read", allowed=True
+    )
+    decide(trail, 2)
+    trail.close()
+
+    assert [one.subject for one in entries(tmp_path)] == ["2", "1"]
+    (told,) = [one.getMessage() for one in caplog.records if "lacks a line" in one.getMessage()]
+    assert "GET /broken" in told
+
+
+def test_a_line_that_cannot_be_made_fails_no_request_where_lines_are_printed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    trail = AuditTrail.kept(tmp_path / "file" / "x", "one", 1_000_000, asked_for=False)
+    try:
+        broken: Any = object()
+        trail.decided(replace(OLGA, name=broken), action="GET /", scope="", allowed=True)
+    finally:
+        audit.log.handlers.clear()
+
+    assert "lacks a line" in caplog.text
+
+
+# --- lines that are out of order ------------------------------------------------------------------
+
+
+def plant(file: Path, ats: Iterable[float]) -> None:
+    """Lines of the file of several processes, with these times in seconds after some moment."""
+    with file.open("a", encoding="utf-8") as lines:
+        for number, at in enumerate(ats):
+            line = {
+                "at": (MOMENT + timedelta(seconds=at)).isoformat(),
+                "process": "one",
+                "allowed": True,
+                "who": "olga",
+                "how": "token",
+                "action": f"{number}",
+            }
+            lines.write(json.dumps(line) + "\n")
+
+
+def out_of_order(seed: int, count: int) -> list[float]:
+    """Times as processes write them that share a file: each some time after it decided."""
+    random = Random(seed)
+    decided = [random.uniform(0, 60) for _ in range(count)]
+    delays = [random.choice((0.0, 0.05, audit.OUT_OF_ORDER_SECONDS)) for _ in decided]
+    written = sorted(zip(decided, delays, strict=True), key=sum)
+    return [at for at, _ in written]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lines_of_several_processes_are_found_up_to_any_moment_in_the_order_of_time(
+    seed: int, tmp_path: Path
+) -> None:
+    ats = out_of_order(seed, 600)
+    assert ats != sorted(ats)
+    plant(tmp_path / "one.jsonl", ats)
+
+    for until in (None, *range(-1, 62, 3)):
+        moment = None if until is None else MOMENT + timedelta(seconds=until)
+        found = [one.at for one in entries(tmp_path, moment)]
+        wanted = [MOMENT + timedelta(seconds=at) for at in ats if until is None or at <= until]
+        assert found == sorted(wanted, reverse=True), until
+
+
+def test_the_one_line_of_before_that_was_written_late_is_not_missed(tmp_path: Path) -> None:
+    late = audit.OUT_OF_ORDER_SECONDS * 0.9
+    ats = [
+        *(n / 10 for n in range(100)),
+        10 + late,
+        *([10 + late] * 200),
+        10.0,
+        *([11 + late] * 300),
+    ]
+    plant(tmp_path / "one.jsonl", ats)
+
+    latest = next(entries(tmp_path, MOMENT + timedelta(seconds=10)))
+
+    assert latest.at == MOMENT + timedelta(seconds=10)
 
 
 def test_a_disk_that_takes_half_a_line_costs_no_line_that_comes_later(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
 import pytest
 from hypothesis import given
@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from saga.message import Event
 from saga.personal import Personal, shown
 from saga.personal.masks import HIDDEN_MAX, Hidden, Masks
+from saga.personal.needle import Needle
+from saga.personal.written import Plain
 from saga.runtime.telemetry import JsonFormatter, TextFormatter
 from saga.text import harmless
+from tests.spellings import ENCODINGS, FORMS
 
 NAME = 'Anna "Änni" O\'Hara'
 SEALED = f"~1.{'a' * 22}.{'b' * 24}"
@@ -91,6 +94,85 @@ def test_a_hidden_value_is_found_however_it_is_quoted(value: str) -> None:
         assert quoted.strip("'\"")[1:] not in text
         assert text.startswith("it was ")
         assert text.endswith(", at 7")
+
+
+WRITTEN: Final = (
+    "UTF-8",
+    "JSON",
+    "JSON within JSON",
+    "JSON, all escaped",
+    "JSON, all escaped in capitals",
+    "a URL",
+    "a URL's form",
+    "a URL within a URL",
+    "a URL, all escaped",
+    "HTML",
+    "HTML, all escaped",
+    "base64",
+    "base64 of base64",
+    "Python's bytes",
+    "Python's ASCII",
+    "SQL",
+    "octal escapes",
+)
+"""Of the encodings that the search for a name knows, those in which texts for people have one."""
+
+
+@pytest.mark.parametrize("encoding", WRITTEN)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", [NAME, "Zoë O'Neil-Ünsal", "ada.müller+x@example.org", "Straße 7"])
+def test_a_hidden_value_is_masked_as_the_search_for_it_would_find_it(
+    encoding: str, form: str, name: str
+) -> None:
+    written = ENCODINGS[encoding](FORMS[form](name)).decode()
+    needle = Needle(name)
+    text = f"(before) {written} (after)"
+    assert needle.find_in([text.encode()]).count
+
+    for masked in (Hidden([name]).text(text), Hidden(["Bea", name]).document({"a": text})["a"]):
+        assert not needle.find_in([masked.encode()]).count, masked
+        assert masked.startswith("(before) ")
+        assert masked.endswith(" (after)")
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("customer=ada&page=2", "customer=a…&page=2"),
+        ("a=100%&customer=ADA", "a=100%&customer=A…"),
+        ("?q=hello%20Ada%20there&x=1", "?q=hello%20a…%20there&x=1"),
+        ("/sagas?customer=Ada+Lovelace", "/sagas?customer=A…"),
+        ("R&D of ada, &amp; AT&T", "R&D of a…, &amp; AT&T"),
+        ("token=QWRhIExvdmVsYWNl;", "token=…;"),
+        ("adam, Adalbert, c0ada", "adam, Adalbert, c0ada"),
+        ("C:\\new\\table and \\u0041dam", "C:\\new\\table and \\u0041dam"),
+        ("5f2c1e9a77d04d0b8f4d2c1b9a77d04d", "5f2c1e9a77d04d0b8f4d2c1b9a77d04d"),
+        ("", ""),
+    ],
+)
+def test_what_is_around_a_hidden_value_stays(text: str, masked: str) -> None:
+    assert Hidden(["ada", "Ada Lovelace"]).text(text) == masked
+
+
+@given(st.text(), st.lists(st.text(min_size=1), max_size=3))
+def test_no_text_is_more_than_can_be_masked(text: str, values: list[str]) -> None:
+    hidden = Hidden(values)
+
+    assert isinstance(hidden.text(text), str)
+    for value in values:
+        if (value.isalnum() and not value.isascii()) or value.isalpha():
+            assert value not in hidden.text(f"{text} {value} {text}").split(" ")
+
+
+@given(st.text(alphabet="abAB é\u0301ß%=&;+_\\\\x41u0'\"\n", max_size=40))
+def test_plain_letters_are_where_they_are_written(text: str) -> None:
+    plain = Plain(text)
+    last = 0
+    for at in range(len(plain.letters)):
+        start, end = plain.place(at, at + 1)
+        assert last <= end <= len(text)
+        assert start < end
+        last = start
 
 
 def test_a_value_within_a_word_is_another_word() -> None:

@@ -265,7 +265,7 @@ class Deliveries:
         self._kernel = kernel
         self._publisher = publisher
         self._clock = clock
-        self._intake_seal = IntakeSeal(persons, participant.intake) if persons else None
+        self._intake_seal = IntakeSeal(persons, participant) if persons else None
         self._metrics = ConsumerMetrics(participant)
         self._decoder = decoder or Decoder((*participant.consumes, *participant.intake))
         self._intakes: dict[str, _Intake] = {}
@@ -375,7 +375,10 @@ class Deliveries:
     ) -> None:
         """Decide on it once it is sealed, however long the key store is away."""
         try:
-            known = await seal.once_sealed(envelope)
+            tried = delivery.redelivered or attempts > 0
+            known = await seal.once_sealed(envelope, tried=tried)
+        except Undecodable as error:
+            self._refuse(intake, delivery, error)
         except ValueError as error:
             self._refuse(intake, delivery, Undecodable("invalid", str(error)))
         except Exception:

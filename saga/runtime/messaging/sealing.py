@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
-from saga.envelope import Envelope, digest_of, is_recorded
+from saga.choreography import Participant
+from saga.envelope import Envelope, Undecodable, digest_of, is_recorded
 from saga.limits import json_of
 from saga.message import Command
 from saga.personal.marks import (
@@ -22,7 +23,7 @@ from saga.personal.marks import (
     personal_values,
 )
 from saga.personal.persons import Persons, SealingAway
-from saga.personal.seal import CLEAR_MAX_BYTES, sealed
+from saga.personal.seal import CLEAR_MAX_BYTES, Forgotten, sealed
 from saga.runtime.messaging.frames import Delivery
 
 T = TypeVar("T")
@@ -60,9 +61,13 @@ class SealedCommand(NamedTuple):
 class IntakeSeal:
     """Seals what one participant takes from its queues. Belongs to one event loop."""
 
-    def __init__(self, persons: Persons, intake: Iterable[type[Command]]) -> None:
+    def __init__(self, persons: Persons, participant: Participant) -> None:
         self._persons = persons
-        self._kinds = {kind.type: kind for kind in intake if personal_fields(kind)}
+        self._kinds = {kind.type: kind for kind in participant.intake if personal_fields(kind)}
+        self._asking = {
+            kind.type for kind in self._kinds.values() if participant.by_message[kind].intends
+        }
+        """Because of these, an outside may be asked before anything is published."""
 
     def concerns(self, envelope: Envelope[Any]) -> bool:
         """Whether that is a command from outside with something in clear that is to be sealed, or
@@ -82,10 +87,16 @@ class IntakeSeal:
         data = self._persons.sealed_at_once(envelope.data)
         return None if data is None else _sealed(envelope, data)
 
-    async def once_sealed(self, envelope: Envelope[Any]) -> SealedCommand:
-        """The command sealed, however long the key store is away. Raises ValueError for a value
-        that is too long, or only looks sealed."""
-        await self._insist(lambda: self._persons.check_sealed(envelope.data))
+    async def once_sealed(self, envelope: Envelope[Any], *, tried: bool) -> SealedCommand:
+        """The command sealed, however long the key store is away. `tried` says that it may have
+        come before: then what it has an outside asked goes on to its end. Raises ValueError for a
+        value that is too long, or only looks sealed, and `Undecodable` where its person is
+        forgotten: nothing new begins for them."""
+        try:
+            await self._insist(lambda: self._persons.check_sealed(envelope.data))
+        except Forgotten as error:
+            if not (tried and envelope.type in self._asking):
+                raise Undecodable("forgotten", f"{error}; nothing is begun for them") from error
         data = await self._insist(lambda: self._persons.as_given(envelope.data))
         return _sealed(envelope, data)
 
