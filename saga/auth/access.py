@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
@@ -14,9 +15,11 @@ from saga.auth.caller import Caller, NotAllowed
 from saga.auth.keys import PREFIX, ApiKeys, KeysError
 from saga.auth.scopes import need_of, takes_its_caller
 from saga.auth.settings import Auth, AuthSettings, is_loopback
-from saga.auth.tokens import Tokens
 from saga.runtime.problem import problems
 from saga.runtime.settings import HttpSettings, SettingsError
+
+if TYPE_CHECKING:
+    from saga.auth.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +90,8 @@ def _made(settings: HttpSettings, _: object) -> Access:
     # Once per settings and file, so that all applications of a process know the same callers.
     tokens = None
     if settings.auth_issuer is not None or settings.auth_audience is not None:
+        from saga.auth.tokens import Tokens  # An HTTP client and signatures take long to import.
+
         tokens = Tokens(settings)
     file = settings.keys_file
     if settings.api_keys_file is not None and not file.is_file():
