@@ -19,7 +19,6 @@ from pydantic import TypeAdapter
 from sqlalchemy.engine import Connection
 
 from common.events import Currency
-from notification_service import app as notification
 from notification_service.domain import PARTICIPANT as NOTIFICATION
 from notification_service.mail import (
     MailForgotten,
@@ -32,7 +31,6 @@ from notification_service.mail import (
 )
 from notification_service.mail import take_out as take_out_of_mails
 from notification_service.store import put_in_question
-from payment_service import app as payment
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import Charge, Payment, PaymentStatus, Refund, SettleCharge
 from payment_service.gateway import GatewayUnavailable, SandboxGateway, ledger_file
@@ -79,8 +77,11 @@ class DeskGateway:
 
 
 def asks_provider(desk: Desk[Ledger]) -> Mapping[type[Intent], Ask]:
-    """As the payment service puts its questions."""
-    return payment.build_with(DeskGateway(desk)).ask
+    """As the payment service puts its questions. What serves them is imported only here: a web
+    framework and a broker's client, which takes longer than most commands."""
+    from payment_service.app import build_with
+
+    return build_with(DeskGateway(desk)).ask
 
 
 class LedgerMemory:
@@ -280,12 +281,19 @@ def _is_order(subject: str) -> bool:
 _WRITER: Final = Writer("orders@shop.example", address_book("{customer}@shop.example"))
 
 
+def asks_mail_server(desk: Desk[MailLog]) -> Mapping[type[Intent], Ask]:
+    """As the notification service puts its questions."""
+    from notification_service.app import build_with
+
+    return build_with(_WRITER, DeskMailer(desk), resend_seconds=None).ask
+
+
 MAIL_SERVER = Outside(
     "mail server",
     asked_by=NOTIFICATION.name,
     blank=MailLog(),
     decisions=tuple(Mailing),
-    ask=lambda desk: notification.build_with(_WRITER, DeskMailer(desk), resend_seconds=None).ask,
+    ask=asks_mail_server,
     fails=(MailRefused, MailRejected),
     idempotent=False,
     traces=mailed_about,

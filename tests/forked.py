@@ -49,10 +49,12 @@ class Forked:
         out: Path,
         err: Path,
         group: int | None = None,
+        read: Path = Path(os.devnull),
     ) -> None:
         """Start what `python -m` would with these arguments, with this environment and no other,
-        and in this process group; what it prints is added to the files."""
-        given = (tuple(arguments), dict(environment), out, err, group)
+        and in this process group; it reads the file `read`, and what it prints is added to the
+        others."""
+        given = (tuple(arguments), dict(environment), out, err, group, read)
         self._process = _PROCESSES.Process(target=_run, args=given, daemon=True)
         self._process.start()
 
@@ -91,12 +93,13 @@ def spawn(
 
 
 def run(
-    *arguments: str, environment: Mapping[str, str] = os.environ
+    *arguments: str, environment: Mapping[str, str] = os.environ, given: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run what `python -m` would with these arguments, to its end."""
+    """Run what `python -m` would with these arguments, to its end; it reads what is `given`."""
     with TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        process = Forked(arguments, environment, out, err)
+        out, err, read = (Path(folder, name) for name in ("out", "err", "in"))
+        read.write_text(given)
+        process = Forked(arguments, environment, out, err, read=read)
         try:
             status = process.wait(RUN_SECONDS)
         finally:
@@ -105,14 +108,19 @@ def run(
 
 
 def _run(
-    arguments: Sequence[str], environment: dict[str, str], out: Path, err: Path, group: int | None
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    out: Path,
+    err: Path,
+    group: int | None,
+    read: Path,
 ) -> None:
     if group is not None:
         os.setpgid(0, group)
     os.environ.clear()
     os.environ.update(environment)
-    for descriptor, path in ((1, out), (2, err)):
-        with path.open("ab") as file:
+    for descriptor, path, mode in ((0, read, "rb"), (1, out, "ab"), (2, err, "ab")):
+        with path.open(mode) as file:
             os.dup2(file.fileno(), descriptor)
     module, *sys.argv[1:] = arguments
     if module.endswith(".app"):

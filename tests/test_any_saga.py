@@ -28,6 +28,7 @@ import pytest
 
 from tests.console.visits import PAGES
 from tests.polling import wait_until
+from tests.typist import Typist
 
 ROOT = Path(__file__).parents[1]
 SETTLED_SECONDS = 240.0
@@ -70,6 +71,7 @@ class Place:
         self.project = project
         self.folder = folder
         self.data = data
+        self.typist = Typist(folder, self.environment)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -79,15 +81,7 @@ class Place:
         return [sys.executable, "-m", "saga.cli", *arguments]
 
     def saga(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return self.typist.saga(*arguments)
 
     def on_system(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.saga(*arguments, "--data-dir", str(self.data))
@@ -129,9 +123,18 @@ class Place:
         return int(json.loads(self.on_system("dlq", "list", "--json").stdout)["letters"])
 
 
-def typed_in(project: Project, tmp: Path) -> Place:
+@contextmanager
+def typed_in(project: Project, tmp: Path) -> Iterator[Place]:
+    place = Place(project, _folder_of(project, tmp), tmp / "data")
+    try:
+        yield place
+    finally:
+        place.typist.close()
+
+
+def _folder_of(project: Project, tmp: Path) -> Path:
     if not project.copied:
-        return Place(project, project.folder, tmp / "data")
+        return project.folder
     ignored = shutil.ignore_patterns(*NOT_COPIED)
     copy = tmp / project.name
     for part in project.packages or (".",):
@@ -139,12 +142,15 @@ def typed_in(project: Project, tmp: Path) -> Place:
     for package in project.packages:
         module = package.replace("/", ".")
         (copy / "pyproject.toml").write_text(f'[tool.saga]\nsaga = "{module}:SAGA"\n')
-    return Place(project, copy, tmp / "data")
+    return copy
 
 
 @pytest.fixture(scope="module", params=PROJECTS, ids=lambda project: project.name)
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return typed_in(request.param, tmp_path_factory.mktemp(request.param.name))
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    with typed_in(request.param, tmp_path_factory.mktemp(request.param.name)) as place:
+        yield place
 
 
 @contextmanager
@@ -182,12 +188,13 @@ def system(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     """A system that runs, in which a load has ended as predicted."""
-    place = typed_in(request.param, tmp_path_factory.mktemp(f"{request.param.name}-system"))
-    if request.param in EXAMPLES:  # They hold their signatures, and not all that follows from them.
-        place.say("generate", of_system=False)
-    with up(place):
-        place.load("demo", 20, 1)
-        yield place
+    tmp = tmp_path_factory.mktemp(f"{request.param.name}-system")
+    with typed_in(request.param, tmp) as place:
+        if request.param in EXAMPLES:  # They hold their signatures, and not what follows from them.
+            place.say("generate", of_system=False)
+        with up(place):
+            place.load("demo", 20, 1)
+            yield place
 
 
 def pids(place: Place, package: str) -> list[int]:

@@ -6,6 +6,7 @@ import logging
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
@@ -15,10 +16,12 @@ from saga.auth.caller import Caller, NotAllowed
 from saga.auth.keys import PREFIX, ApiKeys, KeysError
 from saga.auth.scopes import AskingRoute, need_of, takes_its_caller
 from saga.auth.settings import Auth, AuthSettings, is_loopback
-from saga.auth.tokens import Tokens
 from saga.runtime.personal import no_route
 from saga.runtime.problem import problems
 from saga.runtime.settings import HttpSettings, SettingsError
+
+if TYPE_CHECKING:
+    from saga.auth.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,8 @@ def _made(settings: HttpSettings, _: object) -> Access:
     # Once per settings and file, so that all applications of a process know the same callers.
     tokens = None
     if settings.auth_issuer is not None or settings.auth_audience is not None:
+        from saga.auth.tokens import Tokens  # An HTTP client and signatures take long to import.
+
         tokens = Tokens(settings)
     file = settings.keys_file
     if settings.api_keys_file is not None and not file.is_file():

@@ -143,7 +143,8 @@ def migration(
     from saga.commands.console import out
     from saga.discovery import tables_of
     from saga.generate.begun import lay_out
-    from saga.runtime.kernel.migrations import MigrationError, write_script
+    from saga.runtime.kernel.database import MigrationError
+    from saga.runtime.kernel.migrations import write_script
 
     try:
         path = write_script(tables_of(participant), message)

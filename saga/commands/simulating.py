@@ -6,11 +6,10 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from saga.commands.output import LISTED_MAX, print_json
-from saga.runtime.kernel.tables import utc_now
 from saga.version import engine_version
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class Summary:
     seconds: float
     missing: Sequence[str] = ()
     """What no run has come to, or nothing looks at."""
-    began_at: datetime = field(default_factory=utc_now)
+    began_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def digest(self) -> str:
@@ -62,7 +61,7 @@ def simulate(seeds: int, first: int, jobs: int) -> Summary:
     from saga.discovery import saga
     from saga.simulation import run_seeds, uncovered
 
-    began_at, began = utc_now(), time.monotonic()
+    began_at, began = datetime.now(UTC), time.monotonic()
     runs: list[Run] = []
     with progress_bars(seeds=seeds) as advance:
         for run in run_seeds(first, seeds, jobs=jobs):

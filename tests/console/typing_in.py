@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
+
+from tests import forked
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -25,7 +28,9 @@ async def begun(folder: Path, *arguments: str, **environment: str) -> asyncio.su
 
 async def typed(folder: Path, *arguments: str, **environment: str) -> str:
     """What a command prints that has to succeed."""
-    process = await begun(folder, *arguments, **environment)
-    out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
+    command = (forked.SAGA, *arguments, "--data-dir", str(folder))
+    without = {name: value for name, value in os.environ.items() if name != "AMQP_URL"}
+    run = partial(forked.run, *command, environment={**without, **environment})
+    done = await asyncio.to_thread(run)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

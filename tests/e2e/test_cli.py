@@ -125,6 +125,37 @@ def test_the_version_is_told_with_that_of_python() -> None:
 # --- saga demo ------------------------------------------------------------------------------------
 
 
+_SERVING = ("fastapi", "faststream", "uvicorn", "opentelemetry", "prometheus_client", "jinja2")
+
+
+@pytest.mark.parametrize(
+    ("command", "unneeded"),
+    [
+        ("--help", ("sqlalchemy", "alembic", *_SERVING)),
+        ("check", ("alembic", *_SERVING)),
+        ("stuck", ("alembic", *_SERVING)),
+    ],
+)
+def test_a_command_loads_no_more_than_it_needs(
+    command: str, unneeded: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Python's imports are most of the time that a short command takes."""
+    Deployment(amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={}).save(tmp_path)
+    program = (
+        "import sys; from saga.cli import main\n"
+        "try: main()\n"
+        f"finally: print([name for name in {unneeded!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, command],
+        env=_environment({"DATA_DIR": str(tmp_path)}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
+
+
 def test_a_demo_ends_as_its_seed_predicts_and_leaves_nothing_behind(tmp_path: Path) -> None:
     done = process("demo", "--orders", "60", "--seed", "7", "--json", "--data-dir", str(tmp_path))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from saga.dlq.states import HERE
 from saga.history.archive import Archive
 from saga.local.system import System
 from saga.reconcile import reconcile
+from tests import forked
 from tests.forked import spawn
 from tests.polling import until
 
@@ -62,21 +62,15 @@ class Scene:
 
     async def saga(self, *arguments: str, given: str = "") -> tuple[int, dict[str, Any]]:
         """How a command ends, and the document it prints."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "saga.cli", *arguments, "--json"),
-            *("--data-dir", str(self.folder)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await process.communicate(given.encode())
-        assert process.returncode in (0, 1), err.decode()
-        assert NAME.encode() not in err
+        command = (forked.SAGA, *arguments, "--json", "--data-dir", str(self.folder))
+        done = await asyncio.to_thread(forked.run, *command, given=given)
+        assert done.returncode in (0, 1), done.stderr
+        assert NAME not in done.stderr
         try:
-            document: dict[str, Any] = json.loads(out)
+            document: dict[str, Any] = json.loads(done.stdout)
         except ValueError:
-            raise AssertionError(f"{out!r} {err.decode()}") from None
-        return process.returncode, document
+            raise AssertionError(f"{done.stdout!r} {done.stderr}") from None
+        return done.returncode, document
 
     async def look(self) -> tuple[int, dict[str, Any]]:
         """The search for the person, in the backup and the export as well."""

@@ -17,7 +17,7 @@ from tests.forked import spawn
 from tests.ordering import overtaken
 from tests.polling import until
 
-ORDERS = 200
+ORDERS = 80
 ORDERS_PER_SECOND = 8
 SEED = 11
 

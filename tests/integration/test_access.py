@@ -38,6 +38,7 @@ from saga.http import KeyRefused, client
 from saga.personal.opening import made_key
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.settings import HttpSettings, SettingsError
+from tests import forked
 from tests.closed import EVERY_SCOPE, Callers, operations_of, wrong_with
 from tests.integration.served import Answer, Served, built, serving
 from tests.issuer import OWNER, Issuer, ec_key
@@ -219,15 +220,8 @@ def test_on_loopback_nobody_is_asked_who_they_are_unless_that_is_wanted(
 
 @pytest.mark.parametrize("package", packages())
 def test_a_service_does_not_start_open(package: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", f"{package}.app"],
-        env=os.environ | {"HTTP_HOST": "0.0.0.0", "DATA_DIR": str(tmp_path), "LOG_FORMAT": "text"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    given = {"HTTP_HOST": "0.0.0.0", "DATA_DIR": str(tmp_path), "LOG_FORMAT": "text"}
+    done = forked.run(f"{package}.app", environment=os.environ | given)
 
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

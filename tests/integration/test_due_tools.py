@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
+import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +25,7 @@ from saga.dues import DuePlace
 from saga.envelope import rfc3339
 from saga.runtime import dues
 from saga.runtime.kernel.tables import utc_now
+from tests import forked
 from tests.command import saga
 from tests.integration.alarms import EVERY, NOON, Alarm, StopAlarm
 from tests.integration.kernels import client_of
@@ -142,15 +143,6 @@ async def test_what_cannot_be_brought_forward_is_a_problem_and_changes_nothing(
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@dataclass(frozen=True)
 class Shop:
     """An order service with a pending order, and the folder that tells where it is."""
 
@@ -158,17 +150,11 @@ class Shop:
     folder: Path
     order: str
 
-    async def due(self, *arguments: str) -> Done:
+    async def due(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `saga due` in a process of its own: this one serves."""
-        command = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "saga.cli", "due", *arguments),
-            env={**os.environ, "DATA_DIR": str(self.folder), "COLUMNS": "250"},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await command.communicate()
-        return Done(command.returncode or 0, out.decode(), err.decode())
+        environment = os.environ | {"DATA_DIR": str(self.folder), "COLUMNS": "250"}
+        command = partial(forked.run, forked.SAGA, "due", *arguments, environment=environment)
+        return await asyncio.to_thread(command)
 
 
 @pytest.fixture

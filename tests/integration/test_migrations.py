@@ -32,8 +32,8 @@ from saga.discovery import schema_in, services, tables_in
 from saga.envelope import MessageKey
 from saga.history.rebuild import rebuild_views
 from saga.runtime.kernel import timer
-from saga.runtime.kernel.database import DatabaseError
-from saga.runtime.kernel.migrations import MigrationError, differences, write_script
+from saga.runtime.kernel.database import DatabaseError, MigrationError
+from saga.runtime.kernel.migrations import differences, write_script
 from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.tables import Schema, Tables, VersionConflict, utc_now

@@ -93,6 +93,8 @@ from saga.simulation.network import Network
 from saga.simulation.rules import RULES, violation
 
 SEEDS = 200
+SHORT = 50
+"""Seeds of the short runs."""
 PORTION = 25
 """Seeds of one test, so that several processes share them."""
 SOON, LATER = 30, 300
@@ -130,7 +132,13 @@ def runs(first: int, count: int) -> list[Run]:
         return [simulation.run(seed) for seed in range(first, first + count)]
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, PORTION))
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(first, marks=() if first < SHORT else pytest.mark.long)
+        for first in range(0, SEEDS, PORTION)
+    ],
+)
 def test_nothing_goes_wrong_whatever_does(first: int) -> None:
     broken = {run.seed: run.violations for run in runs(first, PORTION) if run.violations}
     assert not broken, "see `saga verify --simulate --seeds 1 --seed <the first of these>`"
@@ -679,31 +687,32 @@ BROKEN = [
     Twin.of("lost", kernel=KeepsNoInbox),
     Twin.of("infrastructure_blamed", kernel=BlamesTheMessage),
     Twin.of("process_ended", outbox=GivesUpWithTheDatabase),
-    Twin.of("process_ended", publisher=StumblesOverTheBroker),
     Twin.of("no_progress", kernel=NeverRests),
     Twin.of("no_progress", kernel=TurnsForEver),
     Twin.of("unpublished", publisher=TakesAnyAnswerForAConfirm),
     Twin.of("unpublished", publisher=TrustsInTheHistory),
     Twin.of("unpublished", outbox=ForgetsUnconfirmed),
     Twin.of("never_at_rest", outbox=LooksForNothingLeft),
-    Twin.of("never_at_rest", outbox=PublishesEachOnce),
     Twin.of("event_in_no_book", kept=KeepsNothing),
     Twin.of("due_in_vain", "wrong_ending", kernel=DoesItTwice),
-    Twin.of("due_in_vain", kernel=DoesItAnew),
     Twin.of("due_in_vain", kernel=TakesItForDue, timekeeper=TakesItsTime),
     Twin.of("due_early", kernel=TakesItForDue, timekeeper=LooksAhead),
     Twin.of("due_lost", kernel=KeepsWhatWasDue),
     Twin.of("tries_not_counted", deliveries=ForgetsTries),
     Twin.of("taken_while_busy", outbox=TakesMoreThanItPublishes),
-    Twin.of("taken_while_busy", outbox=ForgetsWhatItHasNoRoomFor),
     Twin.of("normal_starves", kernel=TakesUrgentOnly),
     Twin.of("priority_changed", kernel=ForgetsPriorities),
     Twin.of("effect_twice", kernel=AsksTwice),
     Twin.of("kept_too_long", kept=KeepsForEver),
-    Twin.of("retried_otherwise", saga=with_payment(compensate), deliveries=HasOnePolicy),
     Twin.of("retried_otherwise", deliveries=TriesInTheSameRhythm),
 ]
 RARELY_BROKEN = [
+    # Found soon, but not as soon as another one that breaks the same rule.
+    Twin.of("process_ended", publisher=StumblesOverTheBroker),
+    Twin.of("never_at_rest", outbox=PublishesEachOnce),
+    Twin.of("due_in_vain", kernel=DoesItAnew),
+    Twin.of("taken_while_busy", outbox=ForgetsWhatItHasNoRoomFor),
+    Twin.of("retried_otherwise", saga=with_payment(compensate), deliveries=HasOnePolicy),
     Twin.of("due_late", seeds=LATER, timekeeper=DoesNothingThatIsDue),
     Twin.of("due_late", seeds=LATER, kernel=ForgetsWhatIsDue),
     Twin.of("urgent_waits", seeds=LATER, kernel=TakesAllForNormal),

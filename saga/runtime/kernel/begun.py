@@ -21,10 +21,9 @@ from saga.course import Course, reason_of
 from saga.due import OVERDUE_SECONDS
 from saga.envelope import Envelope
 from saga.message import Event
-from saga.runtime.kernel.migrations import OF_METRICS
 from saga.runtime.kernel.rows import Rows, WriteSet
 from saga.runtime.kernel.step import Decision
-from saga.runtime.kernel.tables import DUE_AT, Schema, Tables, Utc
+from saga.runtime.kernel.tables import DUE_AT, OF_METRICS, Schema, Tables, Utc
 from saga.runtime.metrics import SagaMetrics
 
 REMEMBERED_MAX: Final = 10_000

@@ -24,6 +24,10 @@ class DatabaseError(Explained):
     """The database cannot be opened. The message names it and the way out."""
 
 
+class MigrationError(Exception):
+    """The tables cannot be brought up to date. The message says why, and the way out."""
+
+
 class Database(Protocol):
     """What the kernel needs of a database. Safe to call from many tasks at once."""
 

@@ -24,18 +24,13 @@ from alembic.util import CommandError
 from sqlalchemy.engine import Connection
 
 from saga.runtime.files import write_public
-from saga.runtime.kernel.tables import Schema, Tables
+from saga.runtime.kernel.database import MigrationError
+from saga.runtime.kernel.tables import OF_METRICS, Schema, Tables
 
-OF_METRICS: Final = "saga_begun"
-"""The table that is there where the course of sagas is measured."""
 KERNELS: Final = frozenset(
     {"inbox", "outbox", "outbox_kept", "outbox_leases", "due_audit", OF_METRICS}
 )
 """The tables that any participant may have."""
-
-
-class MigrationError(Exception):
-    """The tables cannot be brought up to date. The message says why, and the way out."""
 
 
 def prepare(connection: Connection, schema: Schema) -> None:

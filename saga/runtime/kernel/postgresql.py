@@ -18,8 +18,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool
 
-from saga.runtime.kernel.database import OLDER_TABLES, DatabaseError
-from saga.runtime.kernel.migrations import MigrationError, prepare
+from saga.runtime.kernel.database import OLDER_TABLES, DatabaseError, MigrationError
 from saga.runtime.kernel.tables import Schema
 from saga.runtime.urls import unambiguous
 
@@ -277,6 +276,8 @@ async def open_session(
 
 
 async def _prepare(target: _Target, schema: Schema, patience_seconds: float) -> None:
+    from saga.runtime.kernel.migrations import prepare  # Who only reads needs no Alembic.
+
     deadline = time.monotonic() + patience_seconds
     waiting = False
     pooled: list[bool] = []

@@ -18,8 +18,7 @@ from typing import Any, TypeVar, cast
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from saga.runtime.kernel.database import OLDER_TABLES, DatabaseError
-from saga.runtime.kernel.migrations import MigrationError, prepare
+from saga.runtime.kernel.database import OLDER_TABLES, DatabaseError, MigrationError
 from saga.runtime.kernel.rows import as_sqlalchemy
 from saga.runtime.kernel.tables import Schema
 from saga.runtime.urls import printable, sqlite_path
@@ -89,6 +88,8 @@ class SqliteDatabase:
 
         Raises `DatabaseError`.
         """
+        from saga.runtime.kernel.migrations import prepare  # Who only reads needs no Alembic.
+
         self._path = sqlite_file(url)
         self._lock = _lock(self._path)
         self._engine = sqlite_engine(url)

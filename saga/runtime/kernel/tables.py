@@ -49,6 +49,8 @@ _INBOX_KEY_MAX = 255
 """Characters."""
 _TEXT_MAX: Final = 255
 """Characters of a key, and of a text in a state, where its column follows from its type."""
+OF_METRICS: Final = "saga_begun"
+"""The table that is there where the course of sagas is measured."""
 PAGE_STATES: Final = 500
 """States that are read at once where all are."""
 
