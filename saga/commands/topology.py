@@ -69,6 +69,21 @@ Partitions = Annotated[
     ),
 ]
 
+QueuePartitions = Annotated[
+    int | None,
+    typer.Option(
+        "--partitions",
+        envvar="QUEUE_PARTITIONS",
+        min=1,
+        max=128,
+        show_default=False,
+        help="Divide each queue that events are routed to into so many, by saga id; by default "
+        "they keep the number they have, or had before the broker lost them if that was noted in "
+        "the data folder. More at any time, never fewer. Services find them within seconds. Needs "
+        "the broker's plugin rabbitmq_consistent_hash_exchange.",
+    ),
+]
+
 StartDeadline = Annotated[
     float,
     typer.Option(
@@ -161,17 +176,7 @@ def apply(
             "on those that run when they are made. Needs --management-url if there are several.",
         ),
     ] = 1,
-    partitions: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=128,
-            show_default=False,
-            help="Divide each queue that events are routed to into so many, by saga id; by default "
-            "they keep the number they have. More at any time, never fewer. Services find them "
-            "within seconds. Needs the broker's plugin rabbitmq_consistent_hash_exchange.",
-        ),
-    ] = None,
+    partitions: QueuePartitions = None,
     patience: StartDeadline = 0.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
@@ -191,6 +196,8 @@ def apply(
     """
     from saga.broker.setup import apply_topology, put_users, put_virtual_host, wait_for_nodes
     from saga.discovery import choreography
+    from saga.local.folder import uses_broker
+    from saga.notes import note_partitions, noted_partitions
     from saga.runtime.messaging.permissions import users_of
     from saga.runtime.urls import printable
 
@@ -215,7 +222,18 @@ def apply(
         run(put_virtual_host(url, management_url))
         # First what services may read, then what there is to read.
         put = run(put_users(users, url, management_url, passwords, data_dir if private else None))
-        topology = run(apply_topology(url, graph, partitions=partitions, patience_seconds=patience))
+        of_folder = private is not None or uses_broker(data_dir, url)
+        topology = run(
+            apply_topology(
+                url,
+                graph,
+                partitions=partitions,
+                partitions_min=(of_folder and noted_partitions(data_dir)) or 1,
+                patience_seconds=patience,
+            )
+        )
+        if of_folder:
+            note_partitions(data_dir, topology.partitions)
     if as_json:
         print_json(
             {
@@ -223,13 +241,16 @@ def apply(
                 "exchanges": len(topology.exchanges),
                 "queues": len(topology.queues),
                 "bindings": len(topology.bindings),
+                "partitions": topology.partitions,
                 "users": len(users) if put else 0,
             }
         )
     else:
         remark(
             f"{printable(url)} has {len(topology.queues)} queues and {len(topology.bindings)} "
-            f"bindings of the saga" + (f", and its {len(users)} users" if put else "")
+            f"bindings of the saga"
+            + (f", and its {len(users)} users" if put else "")
+            + (f"; {topology.partitions} partitions each" if topology.partitions > 1 else "")
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from saga.broker.setup import apply_topology, partitions_at
+from saga.broker.setup import apply_topology, mend_topology, missing_queues, partitions_at
 from saga.choreography import Choreography
 from saga.local.node import RabbitNode
 from saga.reconcile import broker as looked
@@ -131,6 +131,21 @@ async def test_a_partition_that_the_broker_has_lost_is_read_no_more(
         left = {queue for queue in THREE if not queue.endswith(".2")}
 
         await until(lambda: partitions.read == left and partitions.unread == [])
+
+
+async def test_partitions_that_a_broker_has_lost_are_made_again_where_they_are_known_of(
+    amqp_url: str,
+) -> None:
+    lost = await missing_queues(amqp_url, GRAPH, partitions_min=3)
+    assert set(lost) > THREE
+    told: list[str] = []
+
+    topology = await mend_topology(amqp_url, GRAPH, None, partitions_min=3, before=told.append)
+
+    assert told == [f"the broker had lost {len(lost)} queues"]
+    assert topology.partitions == await partitions_at(amqp_url, GRAPH) == 3
+    assert await missing_queues(amqp_url, GRAPH, partitions_min=3) == []
+    assert (await mend_topology(amqp_url, GRAPH, None)).partitions == 3
 
 
 async def test_a_broker_without_the_plugin_is_told_apart(tmp_path: Path) -> None:
