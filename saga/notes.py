@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Final
 
+from saga.choreography import PARTITIONS_MAX
+from saga.discovery import declared_partitions
 from saga.runtime.files import write_whole
-from saga.runtime.messaging.topology import PARTITIONS_MAX
 
 RESTORING: Final = "restoring"
 """A restore into the folder is under way; says of which backup."""
@@ -59,6 +60,13 @@ def note_partitions(folder: Path, number: int) -> None:
     `OSError`."""
     if folder.is_dir() and number != noted_partitions(folder):
         write_whole(folder / _PARTITIONS, f"{number}\n")
+
+
+def known_partitions(folder: Path) -> int | None:
+    """How many partitions the queues have at least, whatever a broker has lost: as was noted, or
+    as the project says where that is more; None where neither tells. Raises `SagaError`."""
+    known = [number for number in (noted_partitions(folder), declared_partitions()) if number]
+    return max(known, default=None)
 
 
 def noted_partitions(folder: Path) -> int | None:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from saga.backup import BackupError
 from saga.backup.parts import DEAD_LETTERS, OUTSIDE
+from saga.choreography import PARTITIONS_MAX
 from saga.deployment import write_secret
-from saga.runtime.messaging.topology import PARTITIONS_MAX
 
 MANIFEST: Final = "backup.json"
 KIND: Final = "order-saga backup"

@@ -17,7 +17,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 
 from saga.broker.drift import MISSING, Deviation, differences
 from saga.broker.management import Management
-from saga.choreography import Choreography
+from saga.choreography import PARTITIONS_MAX, Choreography
 from saga.deployment import Deployment, write_secret
 from saga.local.node import RabbitNode
 from saga.message import Priority
@@ -30,7 +30,6 @@ from saga.runtime.messaging.topology import (
     DECLARE_SECONDS,
     HASH_ARGUMENTS,
     HASH_TYPE,
-    PARTITIONS_MAX,
     QueueDown,
     Topology,
     TopologyError,

@@ -75,7 +75,8 @@ def broker(
     again: nothing is done twice. Exit status 1 if events are known to be lost.
 
     Queues get the partitions that they had, by the note in the data folder that `saga up`,
-    `saga topology apply` and `saga restore` make; where there is none, say how many.
+    `saga topology apply` and `saga restore` make, or by `[tool.saga]` in the project; where neither
+    tells, say how many.
 
     Examples:
 
@@ -87,13 +88,13 @@ def broker(
     from saga.commands.console import progress_bars
     from saga.deployment import Deployment
     from saga.discovery import choreography
-    from saga.notes import noted_partitions
+    from saga.notes import known_partitions
     from saga.runtime.messaging.permissions import users_of
 
     earliest = moment_of(since, "--since")
     deployment, graph = Deployment.load(data_dir), choreography()
     passwords = passwords_in(passwords_from, users_of(graph))
-    had = partitions or noted_partitions(data_dir)
+    had = partitions or known_partitions(data_dir)
     with progress_bars(events=None, queues=None, stream=None) as bars, stoppable():
         recovered = run(
             _make_again(

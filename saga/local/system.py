@@ -50,7 +50,7 @@ from saga.local.processes import (
 )
 from saga.local.server import LOOPBACK, PORT_ATTEMPTS, free_ports
 from saga.local.supervision import Supervised, Supervision
-from saga.notes import forget_owed, note_owed, note_partitions, noted_partitions, owed
+from saga.notes import forget_owed, known_partitions, note_owed, note_partitions, owed
 from saga.personal.opening import KEY_FILE, made_key, store_url
 from saga.recovery import RecoveryError
 from saga.recovery.broker import recover
@@ -506,7 +506,7 @@ class System:
             self._broker_url(),
             choreography(),
             node,
-            partitions_min=noted_partitions(self.folder) or 1,
+            partitions_min=known_partitions(self.folder) or 1,
             patience_seconds=start_seconds() if node is not None else 0.0,
             before=before,
             report=self._report,
@@ -522,7 +522,7 @@ class System:
             self._report(f"{why}: run `saga recover broker` once all services run")
             return
         self._report(f"{why}; putting back what is owed")
-        had = noted_partitions(self.folder)
+        had = known_partitions(self.folder)
         recovered = await recover(self.deployment, choreography(), partitions=had)
         forget_owed(self.folder)
         for line in recovered.remarks():

@@ -43,7 +43,7 @@ from saga.history import HistoryError
 from saga.local import SystemFault
 from saga.local.postgres import PostgresCluster
 from saga.local.system import System
-from saga.notes import note_partitions, noted_partitions
+from saga.notes import RESTORING, note_partitions, noted_partitions
 from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import connect

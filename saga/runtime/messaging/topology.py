@@ -41,8 +41,6 @@ DELIVERY_LIMIT = 1_000_000
 
 Arguments = Mapping[str, str | int]
 
-PARTITIONS_MAX: Final = 128
-"""Partitions of one queue. Each is a process and a log of its own on three nodes."""
 HASH_TYPE: Final = "x-consistent-hash"
 HASH_PLUGIN: Final = "rabbitmq_consistent_hash_exchange"
 """Comes with RabbitMQ, and has to be enabled for exchanges of `HASH_TYPE`."""
