@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from saga.due import Due
 from saga.envelope import Decoder, believed_of
@@ -43,6 +43,9 @@ from saga.message import (
     check_distinct,
 )
 from saga.retry import Retry
+
+PARTITIONS_MAX: Final = 128
+"""Partitions of one queue. Each is a process and a log of its own on three nodes."""
 
 _Shape = tuple[type[Decided], ...]
 

@@ -2,6 +2,7 @@
 
     [tool.saga]
     saga = "trips:SAGA"
+    partitions = 4  # of each queue that events are routed to; may be left out
 
 `SAGA` in the environment comes before that. Membership is explicit: nothing is found by looking
 through the import path.
@@ -14,13 +15,19 @@ import os
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from saga.choreography import Choreography, ChoreographyError, Observer, Participant
+from saga.choreography import (
+    PARTITIONS_MAX,
+    Choreography,
+    ChoreographyError,
+    Observer,
+    Participant,
+)
 from saga.declaration import Saga, SagaError
 from saga.errors import Explained
 
@@ -53,6 +60,36 @@ def _folders() -> Iterator[Path]:
 
 
 def saga_named_in(file: Path) -> str | None:
+    """The saga that a project's file names, if it names one. Raises `SagaError`."""
+    found = _said_in(file)
+    return None if found is None else str(found["saga"])
+
+
+def declared_partitions() -> int | None:
+    """How many partitions the project says that its queues have, under `[tool.saga]`; None where
+    it says nothing, or there is no project here. Raises `SagaError`."""
+    where = spec()
+    for folder in _folders():
+        file = folder / PYPROJECT
+        if file.is_file() and (found := _said_in(file)) is not None and found["saga"] == where:
+            return partitions_in(file)
+    return None
+
+
+def partitions_in(file: Path) -> int | None:
+    """The same of the project of this file."""
+    number = (_said_in(file) or {}).get("partitions")
+    if number is None:
+        return None
+    if type(number) is not int or not 1 <= number <= PARTITIONS_MAX:
+        raise SagaError(
+            f"{file}: partitions = {number!r} under [tool.saga] is no number from 1 to "
+            f"{PARTITIONS_MAX}"
+        )
+    return number
+
+
+def _said_in(file: Path) -> Mapping[str, Any] | None:
     try:
         tools = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
     except (OSError, ValueError) as error:
@@ -62,7 +99,7 @@ def saga_named_in(file: Path) -> str | None:
         return None
     if not isinstance(found, dict) or not isinstance(found.get("saga"), str):
         raise SagaError(f'{file}: write saga = "module:NAME" under [tool.saga]')
-    return str(found["saga"])
+    return found
 
 
 def saga() -> Saga:

@@ -1,4 +1,5 @@
-"""Notes in a data folder of unfinished work, for the next command there."""
+"""Notes in a data folder for the next command there: of unfinished work, and of what a broker knew
+that may be lost."""
 
 from __future__ import annotations
 
@@ -6,8 +7,14 @@ import os
 from pathlib import Path
 from typing import Final
 
+from saga.choreography import PARTITIONS_MAX
+from saga.discovery import declared_partitions
+from saga.runtime.files import write_whole
+
 RESTORING: Final = "restoring"
 """A restore into the folder is under way; says of which backup."""
+_PARTITIONS: Final = "partitions"
+"""How many partitions the queues have had: the broker knows, for as long as it is there."""
 _OWED: Final = "owed"
 """The broker has still to be given what the books say is owed; says why."""
 
@@ -46,3 +53,26 @@ def owed(folder: Path) -> str:
 def forget_owed(folder: Path) -> None:
     """Note that it was given all of it. Raises `OSError`."""
     (folder / _OWED).unlink(missing_ok=True)
+
+
+def note_partitions(folder: Path, number: int) -> None:
+    """Note how many partitions the broker's queues have, where `folder` is there. Raises
+    `OSError`."""
+    if folder.is_dir() and number != noted_partitions(folder):
+        write_whole(folder / _PARTITIONS, f"{number}\n")
+
+
+def known_partitions(folder: Path) -> int | None:
+    """How many partitions the queues have at least, whatever a broker has lost: as was noted, or
+    as the project says where that is more; None where neither tells. Raises `SagaError`."""
+    known = [number for number in (noted_partitions(folder), declared_partitions()) if number]
+    return max(known, default=None)
+
+
+def noted_partitions(folder: Path) -> int | None:
+    """How many partitions the broker's queues had when it was last noted; None if it was not."""
+    try:
+        number = int((folder / _PARTITIONS).read_text(encoding="ascii"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return number if 1 <= number <= PARTITIONS_MAX else None

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from saga.backup import BackupError
 from saga.backup.parts import DEAD_LETTERS, OUTSIDE
+from saga.choreography import PARTITIONS_MAX
 from saga.deployment import write_secret
 
 MANIFEST: Final = "backup.json"
@@ -66,6 +67,9 @@ class Manifest(_Document):
     databases: Annotated[dict[str, Copied], Field(min_length=1)]
     """Keyed by service."""
     place: StreamPlace | None = None
+    partitions: Annotated[int, Field(ge=1, le=PARTITIONS_MAX)] | None = None
+    """How many each queue of the broker had that events are routed to; None where that was not
+    known."""
     dead_letters: Copied | None = None
     """The operator's store, if there is one."""
     outside: dict[str, Copied] = {}

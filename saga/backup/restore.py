@@ -36,7 +36,7 @@ from saga.history.outside import memory_of
 from saga.http import client
 from saga.local.folder import CLUSTER_FOLDER
 from saga.local.postgres import PostgresCluster
-from saga.notes import RESTORING, end_restore
+from saga.notes import RESTORING, end_restore, note_partitions
 from saga.outside import Doubt
 from saga.runtime.files import write_whole
 from saga.runtime.kernel.database import is_postgresql
@@ -133,6 +133,8 @@ async def restore(
             known_books = all(sqlite_file(url).is_file() for url in target.outside_urls.values())
             ledger_known = known_books and _LEDGER_COPIED not in _noted(target.folder)
             asked, in_doubt = await _look_outside(target, manifest, known, places)
+        if manifest.partitions is not None:
+            note_partitions(target.folder, manifest.partitions)
         end_restore(target.folder)
         sync(target.folder)
     except OSError as error:

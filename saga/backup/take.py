@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -23,10 +24,16 @@ from saga.backup.manifest import (
     sync,
 )
 from saga.backup.parts import DEAD_LETTERS, OUTSIDE, DatabasePosition, Part, parts
+from saga.broker.setup import partitions_at
 from saga.deployment import dead_letters_url_in
+from saga.discovery import choreography
 from saga.history.sources import Sources
+from saga.notes import noted_partitions
 from saga.runtime.kernel.sqlite import sqlite_file
+from saga.runtime.messaging.connection import BrokerError
 from saga.version import engine_version
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,10 @@ class Whole:
     dead_letters_url: str
     outside_urls: Mapping[str, str]
     """Keyed by outside."""
+    amqp_url: str = ""
+    """The broker, where it is known: it says how many partitions its queues have."""
+    noted_partitions: int | None = None
+    """How many they had when it was last noted."""
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -49,7 +60,21 @@ class Whole:
             sources.database_urls,
             store or dead_letters_url_in(folder),
             sources.outside_urls,
+            sources.deployment.amqp_url if sources.deployment else "",
+            noted_partitions(folder),
         )
+
+    async def partitions(self) -> int | None:
+        """How many each queue has that events are routed to: as the broker says, or as was noted
+        where it is away or has lost them; None where neither tells."""
+        if self.amqp_url:
+            try:
+                there = await partitions_at(self.amqp_url, choreography())
+            except BrokerError as error:
+                log.info("how the queues are divided is as it was noted: %s", error)
+            else:
+                return max(there, self.noted_partitions or 1)
+        return self.noted_partitions
 
 
 async def take(whole: Whole, folder: Path, progress: Progress = lambda _: None) -> Manifest:
@@ -98,6 +123,7 @@ async def _take(whole: Whole, folder: Path, progress: Progress) -> Manifest:
         pause_seconds=round(made.pause_seconds, 6),
         databases={name: copies[name] for name in whole.database_urls},
         place=place,
+        partitions=await whole.partitions(),
         dead_letters=copies.get(DEAD_LETTERS),
         outside={
             name: copied

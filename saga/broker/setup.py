@@ -17,7 +17,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 
 from saga.broker.drift import MISSING, Deviation, differences
 from saga.broker.management import Management
-from saga.choreography import Choreography
+from saga.choreography import PARTITIONS_MAX, Choreography
 from saga.deployment import Deployment, write_secret
 from saga.local.node import RabbitNode
 from saga.message import Priority
@@ -30,7 +30,6 @@ from saga.runtime.messaging.topology import (
     DECLARE_SECONDS,
     HASH_ARGUMENTS,
     HASH_TYPE,
-    PARTITIONS_MAX,
     QueueDown,
     Topology,
     TopologyError,
@@ -87,12 +86,14 @@ async def apply_topology(
     graph: Choreography,
     *,
     partitions: int | None = None,
+    partitions_min: int = 1,
     patience_seconds: float = 0.0,
 ) -> Topology:
     """Declare on the broker at `url` what the choreography needs; what is there already stays.
     Returns what is there now.
 
-    Queues get as many `partitions` as said, or as they have. A broker that is out of reach is
+    Queues get as many `partitions` as said, or as they have, and `partitions_min` then if those are
+    more: so many they had before the broker lost some. A broker that is out of reach is
     waited for up to `patience_seconds`; and one that has just started and does not have all of its
     queues back yet, for `BACK_SECONDS`. Raises `BrokerError`, of which `DamagedQueue` is one, or
     `TopologyError` if a name is taken by something else, or there are more partitions than said.
@@ -103,8 +104,9 @@ async def apply_topology(
         while True:
             try:
                 there = await partitions_on(connection, graph)
-                topology = topology_of(graph, _as_many(partitions, there, url))
-                if partitions is not None and partitions > there:
+                number = _as_many(partitions, max(there, partitions_min), there, url)
+                topology = topology_of(graph, number)
+                if topology.partitions > there:
                     await _wait_for_readers(connection, topology)
                 await apply(topology, await connection.channel())
                 return topology
@@ -163,14 +165,14 @@ async def partitions_at(url: str, graph: Choreography, *, patience_seconds: floa
             raise _lost(url, error) from error
 
 
-def _as_many(partitions: int | None, there: int, url: str) -> int:
+def _as_many(partitions: int | None, otherwise: int, there: int, url: str) -> int:
     if partitions is not None and partitions < there:
         raise TopologyError(
             f"the queues at {printable(url)} have {there} partitions, and cannot have only "
             f"{partitions}: what is in the others, or returns to them, would not be read; say "
             f"{there} or more, or leave the number out"
         )
-    return partitions or there
+    return partitions or otherwise
 
 
 async def mend_topology(
@@ -178,10 +180,11 @@ async def mend_topology(
     graph: Choreography,
     node: RabbitNode | None,
     *,
+    partitions_min: int = 1,
     patience_seconds: float = 0.0,
     before: Callable[[str], None] = lambda _: None,
     report: Callable[[str], None] = lambda _: None,
-) -> None:
+) -> Topology:
     """The same, and queues that are damaged are removed, with all they hold, where the broker is a
     private `node` and its disk has room.
 
@@ -189,7 +192,9 @@ async def mend_topology(
     what it held is to be put back into it. `report` is told of each removal. Raises what
     `apply_topology` raises, and `NodeError`.
     """
-    missing = await missing_queues(url, graph, patience_seconds=patience_seconds)
+    missing = await missing_queues(
+        url, graph, partitions_min=partitions_min, patience_seconds=patience_seconds
+    )
     if missing:
         before(f"the broker had lost {len(missing)} queues")
     takers = [participant.name for participant in graph.participants if graph.given_to(participant)]
@@ -197,7 +202,9 @@ async def mend_topology(
     removed: set[str] = set()
     while True:
         try:
-            await apply_topology(url, graph, patience_seconds=patience_seconds)
+            return await apply_topology(
+                url, graph, partitions_min=partitions_min, patience_seconds=patience_seconds
+            )
         except DamagedQueue as damaged:
             queue = damaged.queue
             if node is None or queue in removed:
@@ -210,8 +217,6 @@ async def mend_topology(
             report(f"{why}{taken}")
             await asyncio.to_thread(node.remove_queue, queue)
             removed.add(queue)
-        else:
-            return
 
 
 def private_node(folder: Path, deployment: Deployment) -> RabbitNode | None:
@@ -222,14 +227,15 @@ def private_node(folder: Path, deployment: Deployment) -> RabbitNode | None:
 
 
 async def missing_queues(
-    url: str, graph: Choreography, *, patience_seconds: float = 0.0
+    url: str, graph: Choreography, *, partitions_min: int = 1, patience_seconds: float = 0.0
 ) -> list[str]:
-    """The queues of the topology that the broker does not know, the stream among them. Raises
-    `BrokerError`."""
+    """The queues of the topology that the broker does not know, the stream among them, and at
+    least so many partitions. Raises `BrokerError`."""
     connection = await connect(url, name="saga", patience_seconds=patience_seconds)
     async with connection:
         try:
-            topology = topology_of(graph, await partitions_on(connection, graph))
+            there = await partitions_on(connection, graph)
+            topology = topology_of(graph, max(there, partitions_min))
             names = [queue.name for queue in topology.queues]
             return [name for name in names if not await is_there(connection, name)]
         except aiormq.exceptions.AMQPError as error:

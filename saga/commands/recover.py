@@ -19,7 +19,13 @@ from saga.commands.output import (
     run,
     stoppable,
 )
-from saga.commands.topology import ManagementUrl, PasswordsFrom, StartDeadline, passwords_in
+from saga.commands.topology import (
+    ManagementUrl,
+    PasswordsFrom,
+    QueuePartitions,
+    StartDeadline,
+    passwords_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +62,7 @@ def broker(
     ] = None,
     management_url: ManagementUrl = None,
     passwords_from: PasswordsFrom = None,
+    partitions: QueuePartitions = None,
     patience: StartDeadline = 60.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
@@ -67,20 +74,27 @@ def broker(
     keep of what they published. Services may be at work. Stopped in the middle, it can be run
     again: nothing is done twice. Exit status 1 if events are known to be lost.
 
+    Queues get the partitions that they had, by the note in the data folder that `saga up`,
+    `saga topology apply` and `saga restore` make, or by `[tool.saga]` in the project; where neither
+    tells, say how many.
+
     Examples:
 
     * `saga recover broker --dry-run`
     * `saga recover broker`
+    * `saga recover broker --partitions 4`
     * `saga recover broker --management-url http://admin:secret@broker:15672`
     """
     from saga.commands.console import progress_bars
     from saga.deployment import Deployment
     from saga.discovery import choreography
+    from saga.notes import known_partitions
     from saga.runtime.messaging.permissions import users_of
 
     earliest = moment_of(since, "--since")
     deployment, graph = Deployment.load(data_dir), choreography()
     passwords = passwords_in(passwords_from, users_of(graph))
+    had = partitions or known_partitions(data_dir)
     with progress_bars(events=None, queues=None, stream=None) as bars, stoppable():
         recovered = run(
             _make_again(
@@ -89,6 +103,7 @@ def broker(
                 earliest,
                 management_url,
                 passwords,
+                had,
                 patience,
                 data_dir,
                 dry_run,
@@ -109,6 +124,7 @@ async def _make_again(
     since: datetime | None,
     management_url: str | None,
     passwords: dict[str, str],
+    partitions: int | None,
     patience_seconds: float,
     folder: Path,
     dry_run: bool,
@@ -119,7 +135,7 @@ async def _make_again(
     import yarl
 
     from saga.broker.setup import mend_topology, private_node, put_users, put_virtual_host
-    from saga.notes import forget_owed, note_owed
+    from saga.notes import forget_owed, note_owed, note_partitions
     from saga.recovery.broker import recover
     from saga.runtime.messaging.permissions import users_of
 
@@ -133,18 +149,22 @@ async def _make_again(
             remark("users and permissions were not looked at: that takes --management-url")
         elif lacking := [user.name for user in users if user.name not in passwords]:
             remark(f"no password was given for {', '.join(lacking)}: see --passwords-from")
-        await mend_topology(
+        topology = await mend_topology(
             deployment.amqp_url,
             graph,
             private_node(folder, deployment),
+            partitions_min=partitions or 1,
             patience_seconds=patience_seconds,
             before=partial(note_owed, folder),
             report=remark,
         )
+        if partitions is not None or topology.partitions > 1:
+            note_partitions(folder, topology.partitions)
     recovered = await recover(
         deployment,
         graph,
         since=since,
+        partitions=partitions,
         dry_run=dry_run,
         looked_at=bars["events"],
         put_back=bars["queues"],
@@ -170,6 +190,7 @@ def _as_json(recovered: Recovered, dry_run: bool) -> dict[str, Any]:
             for (participant, type_), count in sorted(recovered.put_back.items())
         ],
         "resting": recovered.resting,
+        "partitions": recovered.partitions,
         "stream": {"filled": recovered.filled, "there": recovered.in_stream},
         "refused": survey.refused,
         "too_old": [

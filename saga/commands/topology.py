@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saga.choreography import PARTITIONS_MAX
 from saga.commands.output import (
     DATA_DIR,
     PROBLEM_FOUND,
@@ -60,12 +61,18 @@ PasswordsFrom = Annotated[
     ),
 ]
 
-Partitions = Annotated[
-    int,
+QueuePartitions = Annotated[
+    int | None,
     typer.Option(
+        "--partitions",
+        envvar="QUEUE_PARTITIONS",
         min=1,
-        max=128,
-        help="Divide each queue that events are routed to into so many, by saga id.",
+        max=PARTITIONS_MAX,
+        show_default=False,
+        help="Divide each queue that events are routed to into so many, by saga id; by default "
+        "they keep the number they have, or had by the note in the data folder, or get the one "
+        "that `[tool.saga]` in the project says. More at any time, never fewer. Services find them "
+        "within seconds. Needs the broker's plugin rabbitmq_consistent_hash_exchange.",
     ),
 ]
 
@@ -90,7 +97,16 @@ def export(
     virtual_host: Annotated[
         str, typer.Option(help="The one that the saga has on the broker, its users' names with it.")
     ] = "/",
-    partitions: Partitions = 1,
+    partitions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=PARTITIONS_MAX,
+            show_default=False,
+            help="Divide each queue that events are routed to into so many, by saga id; by default "
+            "as `[tool.saga]` in the project says, or not at all.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the topology, users and permissions as definitions that RabbitMQ imports at its start.
@@ -106,14 +122,15 @@ def export(
     """
     from saga.commands.console import write
     from saga.deployment import write_secret
-    from saga.discovery import choreography
+    from saga.discovery import choreography, declared_partitions
     from saga.runtime.files import write_public
     from saga.runtime.messaging.definitions import definitions, text
     from saga.runtime.messaging.permissions import users_of
     from saga.runtime.messaging.topology import topology_of
 
     graph = choreography()
-    topology, users = topology_of(graph, partitions), users_of(graph)
+    number = partitions or declared_partitions() or 1
+    topology, users = topology_of(graph, number), users_of(graph)
     document = text(
         definitions(
             topology,
@@ -161,17 +178,7 @@ def apply(
             "on those that run when they are made. Needs --management-url if there are several.",
         ),
     ] = 1,
-    partitions: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=128,
-            show_default=False,
-            help="Divide each queue that events are routed to into so many, by saga id; by default "
-            "they keep the number they have. More at any time, never fewer. Services find them "
-            "within seconds. Needs the broker's plugin rabbitmq_consistent_hash_exchange.",
-        ),
-    ] = None,
+    partitions: QueuePartitions = None,
     patience: StartDeadline = 0.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
@@ -190,7 +197,9 @@ def apply(
     * `saga topology apply --partitions 4`
     """
     from saga.broker.setup import apply_topology, put_users, put_virtual_host, wait_for_nodes
-    from saga.discovery import choreography
+    from saga.discovery import choreography, declared_partitions
+    from saga.local.folder import uses_broker
+    from saga.notes import known_partitions, note_partitions
     from saga.runtime.messaging.permissions import users_of
     from saga.runtime.urls import printable
 
@@ -215,7 +224,19 @@ def apply(
         run(put_virtual_host(url, management_url))
         # First what services may read, then what there is to read.
         put = run(put_users(users, url, management_url, passwords, data_dir if private else None))
-        topology = run(apply_topology(url, graph, partitions=partitions, patience_seconds=patience))
+        declared = declared_partitions()
+        of_folder = private is not None or uses_broker(data_dir, url)
+        topology = run(
+            apply_topology(
+                url,
+                graph,
+                partitions=partitions,
+                partitions_min=(known_partitions(data_dir) if of_folder else declared) or 1,
+                patience_seconds=patience,
+            )
+        )
+        if of_folder:
+            note_partitions(data_dir, topology.partitions)
     if as_json:
         print_json(
             {
@@ -223,13 +244,16 @@ def apply(
                 "exchanges": len(topology.exchanges),
                 "queues": len(topology.queues),
                 "bindings": len(topology.bindings),
+                "partitions": topology.partitions,
                 "users": len(users) if put else 0,
             }
         )
     else:
         remark(
             f"{printable(url)} has {len(topology.queues)} queues and {len(topology.bindings)} "
-            f"bindings of the saga" + (f", and its {len(users)} users" if put else "")
+            f"bindings of the saga"
+            + (f", and its {len(users)} users" if put else "")
+            + (f"; {topology.partitions} partitions each" if topology.partitions > 1 else "")
         )
 
 

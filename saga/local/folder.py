@@ -10,6 +10,7 @@ from typing import Final
 import yarl
 
 from saga.choreography import Choreography
+from saga.deployment import Deployment, DeploymentError
 from saga.local import SystemFault
 from saga.notes import is_being_restored
 from saga.runtime.files import write_whole
@@ -55,6 +56,21 @@ def has_own_broker(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     return text.strip() == _PRIVATE
+
+
+def uses_broker(folder: Path, amqp_url: str) -> bool:
+    """Whether the system of the folder, one that runs or is stopped, uses the broker at this
+    address."""
+    identity = broker_identity(amqp_url)
+    try:
+        text = (folder / _BROKER_FILE).read_text(encoding="utf-8", errors="replace")
+        return text.strip() == identity
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    try:
+        return broker_identity(Deployment.load(folder).amqp_url) == identity
+    except DeploymentError:
+        return False
 
 
 def broker_identity(amqp_url: str | None) -> str:

@@ -53,7 +53,7 @@ from saga.local.processes import (
 )
 from saga.local.server import LOOPBACK, PORT_ATTEMPTS, free_ports
 from saga.local.supervision import Supervised, Supervision
-from saga.notes import forget_owed, note_owed, owed
+from saga.notes import forget_owed, known_partitions, note_owed, note_partitions, owed
 from saga.personal.opening import KEY_FILE, made_key, store_url
 from saga.recovery import RecoveryError
 from saga.recovery.broker import recover
@@ -506,22 +506,24 @@ class System:
         self._report(f"starting the services {', '.join(self._processes)}")
 
     async def _mend(self, node: RabbitNode | None) -> None:
-        """Create all queues on the broker again, whatever it has lost. What they held is owed from
-        then on, until it was put back."""
+        """Create all queues on the broker again, and their partitions, whatever it has lost. What
+        they held is owed from then on, until it was put back."""
 
         def before(what: str) -> None:
             if known:
                 note_owed(self.folder, what)
 
         known = is_used(self.folder)  # Else there was none of it before.
-        await mend_topology(
+        topology = await mend_topology(
             self._broker_url(),
             choreography(),
             node,
+            partitions_min=known_partitions(self.folder) or 1,
             patience_seconds=start_seconds() if node is not None else 0.0,
             before=before,
             report=self._report,
         )
+        note_partitions(self.folder, topology.partitions)
 
     async def _put_back(self) -> None:
         """Put back into queues what their participants are owed, if a note says that it is."""
@@ -532,7 +534,8 @@ class System:
             self._report(f"{why}: run `saga recover broker` once all services run")
             return
         self._report(f"{why}; putting back what is owed")
-        recovered = await recover(self.deployment, choreography())
+        had = known_partitions(self.folder)
+        recovered = await recover(self.deployment, choreography(), partitions=had)
         forget_owed(self.folder)
         for line in recovered.remarks():
             self._report(line)

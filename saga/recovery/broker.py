@@ -15,7 +15,7 @@ from uuid import uuid4
 import aiormq
 
 from saga.archive.store import Fact
-from saga.broker.setup import missing_queues
+from saga.broker.setup import missing_queues, partitions_at
 from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.dlq.letters import DeadLetter, message_key_of
@@ -60,6 +60,10 @@ class Recovered:
     """Messages that were there."""
     takers: tuple[str, ...] = ()
     """The participants that take commands from outside over the broker."""
+    partitions: int = 1
+    """How many each queue has that events are routed to, or would have."""
+    partitions_known: bool = True
+    """Whether that is what they had before the broker lost its queues, if it has."""
 
     @property
     def complete(self) -> bool:
@@ -73,6 +77,13 @@ class Recovered:
             f"{survey.events} events looked at; {self.put_back.total()} messages put back into "
             f"queues, {self.filled} into the history's stream"
         ]
+        if self.partitions > 1:
+            lines.append(f"the queues are divided into {self.partitions} partitions each")
+        elif not self.partitions_known:
+            lines.append(
+                "the queues are not divided, and nothing notes whether they were: if so, run "
+                "`saga topology apply --partitions N` with the number they had"
+            )
         if self.resting:
             lines.append(
                 f"{self.resting} messages are on the broker already, or are dead letters in the "
@@ -108,6 +119,7 @@ async def recover(
     graph: Choreography,
     *,
     since: datetime | None = None,
+    partitions: int | None = None,
     dry_run: bool = False,
     looked_at: Progress = lambda _: None,
     put_back: Progress = lambda _: None,
@@ -116,7 +128,8 @@ async def recover(
     """Put back into the queues what is owed to their participants, and into the stream what it
     lacks. The topology has to be there, and services may be at work.
 
-    What is older than `since` is not looked at, by default than services remember. May be called
+    What is older than `since` is not looked at, by default than services remember. `partitions` is
+    how many the queues had, if that is known. May be called
     again: what was put back twice is done once. With `dry_run`, nothing is published. The others
     are told of each message looked at, put back into a queue, and into the stream. Raises
     `RecoveryError`, `BrokerError`, `DatabaseError`, `HistoryError` and `DlqError`.
@@ -127,7 +140,12 @@ async def recover(
     surveyor = Surveyor(evidence, graph, max(since or remembered, remembered), now, looked_at)
     survey = await asyncio.to_thread(surveyor.run)
     letters = await asyncio.to_thread(letters_in, deployment.dead_letters_url)
-    missing = await missing_queues(deployment.amqp_url, graph) if dry_run else []
+    there = await partitions_at(deployment.amqp_url, graph)
+    missing: list[str] = []
+    if dry_run:
+        had = partitions or 1
+        missing = await missing_queues(deployment.amqp_url, graph, partitions_min=had)
+        there = max(there, had)
     if missing:
         resting = {*in_store(letters)}
     else:
@@ -138,6 +156,8 @@ async def recover(
         survey,
         resting=len(survey.owed) - len(owed),
         takers=tuple(p.name for p in graph.participants if graph.given_to(p)),
+        partitions=there,
+        partitions_known=partitions is not None,
     )
     publisher = BrokerPublisher(deployment.amqp_url_of(REPLAY), "saga recover")
     try:

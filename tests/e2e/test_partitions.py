@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 from order_saga.demo import DemoResult, demo
 from order_saga.orders import Shares, plan
-from saga.broker.setup import apply_topology, drift
+from saga.broker.setup import apply_topology, drift, partitions_at
 from saga.discovery import choreography
 from saga.local.system import System
 from saga.runtime.messaging.topology import is_partition
@@ -71,3 +75,37 @@ async def test_queues_that_are_divided_under_load_lose_nothing_and_keep_sagas_in
         assert pairs > 0
         assert found == []
         assert (await drift(graph, None, None, tmp_path)).differences == []
+
+
+async def said(folder: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON of a command about the system in the folder."""
+    command = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "saga.cli", *arguments, "--data-dir", str(folder), "--json"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await command.communicate()
+    assert command.returncode == 0, err.decode()
+    document: dict[str, Any] = json.loads(out)
+    return document
+
+
+async def test_a_broker_that_is_lost_gets_its_partitions_back(tmp_path: Path) -> None:
+    graph = choreography()
+    async with System(tmp_path, spawn=spawn) as system:
+        url, node = system.deployment.amqp_url, system.node
+        assert node is not None
+        applied = await said(tmp_path, "topology", "apply", "--partitions", "2")
+        assert applied["partitions"] == 2
+
+        await asyncio.to_thread(node.kill)
+        shutil.rmtree(node.folder / "data")
+        await asyncio.to_thread(node.start)
+        recovered = await said(tmp_path, "recover", "broker")
+
+        assert recovered["partitions"] == await partitions_at(url, graph) == 2
+        plan_of_few = plan(10, SEED, Shares(malformed=0))
+        as_predicted(await demo(system.deployment, graph, plan_of_few, seed=SEED))
+    shutil.rmtree(node.folder / "data")
+    async with System(tmp_path, disposable=True, spawn=spawn) as system:
+        assert await partitions_at(system.deployment.amqp_url, graph) == 2

@@ -43,7 +43,7 @@ from saga.history import HistoryError
 from saga.local import SystemFault
 from saga.local.postgres import PostgresCluster
 from saga.local.system import System
-from saga.notes import RESTORING
+from saga.notes import RESTORING, note_partitions, noted_partitions
 from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import connect
@@ -368,6 +368,27 @@ async def test_a_backup_has_every_database_and_says_last_that_it_is_whole(
         manifest.databases[name].events or 0 for name in TABLES
     )
     assert all(copied.revision for copied in manifest.databases.values())
+
+
+async def test_a_backup_brings_back_how_the_queues_were_divided(
+    folder: Path, tmp_path: Path
+) -> None:
+    note_partitions(folder, 4)
+
+    manifest = await take(whole(folder), tmp_path / "backup")
+    await restore(tmp_path / "backup", Target(tmp_path / "new"))
+
+    assert manifest.partitions == noted_partitions(tmp_path / "new") == 4
+
+
+async def test_a_backup_of_what_nobody_has_divided_says_nothing_of_partitions(
+    folder: Path, tmp_path: Path
+) -> None:
+    manifest = await take(whole(folder), tmp_path / "backup")
+    await restore(tmp_path / "backup", Target(tmp_path / "new"))
+
+    assert manifest.partitions is None
+    assert noted_partitions(tmp_path / "new") is None
 
 
 async def test_a_folder_that_is_not_empty_is_refused_and_left_as_it_is(

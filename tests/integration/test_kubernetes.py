@@ -36,7 +36,7 @@ from saga.generate.monitoring import DATA, prometheus_config
 from saga.local.node import RabbitNode
 from saga.message import Event, Role
 from saga.runtime.messaging.connection import connect
-from saga.runtime.messaging.topology import queues_of, topology_of
+from saga.runtime.messaging.topology import is_partition, queues_of, reads, topology_of
 from tests import circle
 from tests.manifests import (
     COMPONENT,
@@ -165,9 +165,10 @@ TOYS = Saga(
 )
 
 
-def files_of(saga: Saga) -> dict[str, str]:
+def files_of(saga: Saga, partitions: int = 1) -> dict[str, str]:
     begun = texts(saga.name, "toys:SAGA")
-    return {n: t for n, t in begun.items() if n.startswith(FOLDER)} | kubernetes_files(saga)
+    own = {n: t for n, t in begun.items() if n.startswith(FOLDER)}
+    return own | kubernetes_files(saga, partitions)
 
 
 # --- every overlay of every project ---------------------------------------------------------------
@@ -232,6 +233,55 @@ def test_each_queue_of_a_participant_has_a_trigger(deployed: Deployed) -> None:
             assert trigger["metadata"]["value"] == str(WORK_SECONDS * MESSAGES_PER_SECOND)
             secret = trigger["authenticationRef"]["name"]
             assert named(deployed.documents, "TriggerAuthentication", secret)
+
+
+PARTITIONS = 3
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Document]:
+    """What is rendered of the same saga, where its queues are divided."""
+    folder = written(files_of(TOYS, PARTITIONS), tmp_path_factory.mktemp("divided"))
+    return rendered(folder / "overlays" / "keda")
+
+
+def test_each_partition_has_a_trigger_for_its_share_of_the_work(
+    divided: Sequence[Document],
+) -> None:
+    graph = TOYS.choreography
+    read = {
+        queue.name
+        for queue in topology_of(graph, PARTITIONS).queues
+        if any(reads(participant, queue.name) for participant in graph.in_python)
+    }
+    triggers = [
+        trigger["metadata"]
+        for scaler in of_kind(divided, "ScaledObject")
+        for trigger in scaler["spec"]["triggers"]
+    ]
+    values = {trigger["queueName"]: int(trigger["value"]) for trigger in triggers}
+
+    assert len(triggers) == len(values)
+    assert set(values) == read
+    assert any(map(is_partition, read))
+    for queue, value in values.items():
+        share = PARTITIONS if is_partition(queue) else 1
+        assert value * share == pytest.approx(WORK_SECONDS * MESSAGES_PER_SECOND, abs=share)
+    assert [wrong for document in divided if (wrong := invalid(document))] == []
+    assert list(problems(divided)) == []
+
+
+def test_the_job_that_declares_queues_and_the_tools_know_how_many_partitions_there_are(
+    divided: Sequence[Document], toys: Sequence[Document]
+) -> None:
+    (job,) = of_kind(divided, "Job")
+    (undivided,) = of_kind(toys, "Job")
+    number = {"name": "QUEUE_PARTITIONS", "value": f"{PARTITIONS}"}
+
+    assert number in containers(job)[0]["env"]
+    assert number in containers(named(divided, "Deployment", "console"))[0]["env"]
+    assert job["metadata"]["name"] != undivided["metadata"]["name"]
+    assert all(each["name"] != "QUEUE_PARTITIONS" for each in containers(undivided)[0]["env"])
 
 
 def test_the_queues_that_are_not_scaled_on_are_those_that_no_participant_reads() -> None:

@@ -46,14 +46,18 @@ resources: [scalers.yaml]
 """
 
 
-def kubernetes_files(saga: Saga) -> dict[str, str]:
-    """The text that each generated file should have, by its name below a project's root. Raises
-    `GenerateError` where names cannot be told apart there."""
+def kubernetes_files(saga: Saga, partitions: int = 1) -> dict[str, str]:
+    """The text that each generated file should have, by its name below a project's root, where the
+    queues have so many partitions. Raises `GenerateError` where names cannot be told apart there.
+    """
     graph = saga.choreography
     checked(service.name for service in graph.services)
     drain_seconds = Settings.model_fields["drain_seconds"].default
     grace_seconds = _PRE_STOP_SECONDS + 2 * drain_seconds + FLUSH_SECONDS + _MARGIN_SECONDS
+    divided = f'- {{ name: QUEUE_PARTITIONS, value: "{partitions}" }}\n' if partitions > 1 else ""
     values = {
+        "PARTITIONS": textwrap.indent(divided, " " * 12),
+        "PARTITIONS_OF_TOOLS": textwrap.indent(divided, " " * 6),
         "SAGA": saga.name,
         "NAMESPACE": called(saga.name),
         "HTTP_PORT": HTTP_PORT,
@@ -61,7 +65,7 @@ def kubernetes_files(saga: Saga) -> dict[str, str]:
         "DRAIN": f"{drain_seconds:g}",
         "PRE_STOP": _PRE_STOP_SECONDS,
         "GRACE": f"{grace_seconds:g}",
-        "DIGEST": _digest(saga),
+        "DIGEST": _digest(saga, partitions),
         "SECRETS": "".join(_secrets(saga)),
     }
     files = {
@@ -80,15 +84,15 @@ def kubernetes_files(saga: Saga) -> dict[str, str]:
     return {
         **{f"{FOLDER}/base/{name}": content for name, content in files.items()},
         f"{FOLDER}/scalers/kustomization.yaml": NOTICE + _filled(_SCALERS, values),
-        f"{FOLDER}/scalers/scalers.yaml": NOTICE + scalers(graph),
+        f"{FOLDER}/scalers/scalers.yaml": NOTICE + scalers(graph, partitions),
         f"{FOLDER}/README.md": _filled((_DATA / "readme.md").read_text(encoding="utf-8"), values),
     }
 
 
-def _digest(saga: Saga) -> str:
+def _digest(saga: Saga, partitions: int) -> str:
     """What is another where the topology or a permission is."""
     graph = saga.choreography
-    document = text(definitions(topology_of(graph), users_of(graph)))
+    document = text(definitions(topology_of(graph, partitions), users_of(graph)))
     return hashlib.sha256(document.encode()).hexdigest()[:_DIGEST_CHARACTERS]
 
 

@@ -1,7 +1,9 @@
 """How many replicas a service has, by what waits in its queues, for KEDA.
 
 The rule is docs/scale.md's: a replica more for every two seconds' work of one that wait. A service
-has one scaler, since KEDA allows one, with a trigger for each of its queues.
+has one scaler, since KEDA allows one, with a trigger for each of its queues, and for each of their
+partitions. The trigger that asks for the most decides, so what one partition may hold for a replica
+is its share of what the undivided queue may.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from typing import Final
 
 from saga.choreography import Choreography, Participant
 from saga.generate.kubernetes.names import called, together
-from saga.runtime.messaging.topology import queues_of
+from saga.runtime.messaging.topology import divisible, partition_queue, queues_of
 
 WORK_SECONDS: Final = 2
 MESSAGES_PER_SECOND: Final = 1_000
@@ -20,19 +22,26 @@ REPLICAS_MIN: Final = 2
 REPLICAS_MAX: Final = 6
 
 
-def scalers(graph: Choreography) -> str:
-    """A scaler per participant in Python; who follows the history is one reader, and is not
-    scaled."""
+def scalers(graph: Choreography, partitions: int = 1) -> str:
+    """A scaler per participant in Python, whose queues have so many partitions; who follows the
+    history is one reader, and is not scaled."""
+    each = [_scaler(participant, graph, partitions) for participant in graph.in_python]
     return f"""\
 # A replica more for each {WORK_SECONDS} seconds' work that wait in a queue, and one less a minute
 # once they do not. {MESSAGES_PER_SECOND} messages/s of a replica are half of what was measured:
 # measure yours, and patch.
-{together([*map(_scaler, graph.in_python), _POLICY])}"""
+{together([*each, _POLICY])}"""
 
 
-def _scaler(participant: Participant) -> str:
+def _scaler(participant: Participant, graph: Choreography, partitions: int) -> str:
     name = called(participant.name)
-    triggers = "".join(_trigger(queue, name) for queue in queues_of(participant))
+    work = WORK_SECONDS * MESSAGES_PER_SECOND
+    divided = divisible(graph, participant) if partitions > 1 else {}
+    triggers = ""
+    for queue in queues_of(participant):
+        triggers += _trigger(queue, name, work)
+        for number in range(partitions if queue in divided else 0):
+            triggers += _trigger(partition_queue(queue, number), name, -(-work // partitions))
     return f"""\
 apiVersion: keda.sh/v1alpha1
 kind: TriggerAuthentication
@@ -62,7 +71,7 @@ spec:
 {triggers}"""
 
 
-def _trigger(queue: str, authentication: str) -> str:
+def _trigger(queue: str, authentication: str, messages: int) -> str:
     return f"""\
     - type: rabbitmq
       authenticationRef: {{ name: {authentication} }}
@@ -71,7 +80,7 @@ def _trigger(queue: str, authentication: str) -> str:
         vhostName: /
         queueName: {queue}
         mode: QueueLength
-        value: "{WORK_SECONDS * MESSAGES_PER_SECOND}"
+        value: "{messages}"
 """
 
 

@@ -19,14 +19,13 @@ from typing import Final, Protocol
 
 from aiormq.exceptions import AMQPChannelError, AMQPError, ChannelNotFoundEntity
 
-from saga.choreography import Choreography, Participant
+from saga.choreography import PARTITIONS_MAX, Choreography, Participant
 from saga.message import Priority
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.frames import Delivery
 from saga.runtime.messaging.publisher import unless_lost
 from saga.runtime.messaging.topology import (
     DECLARE_SECONDS,
-    PARTITIONS_MAX,
     divisible,
     partition_queue,
     queues_of,
@@ -148,6 +147,9 @@ class PartitionReader:
         self._mine: set[str] = set()
         self._read: dict[str, Channel] = {}
         """Keyed by partition: the channel that it is read on."""
+        self._ended: set[str] = set()
+        """Partitions whose consumer the broker has ended. What was taken from them is still to be
+        settled on their channel, which is then closed; so their order is kept."""
         self._reading = False
         self._wake = asyncio.Event()
         self._loop = RetryLoop("partitions", "read the partitions")
@@ -161,7 +163,11 @@ class PartitionReader:
     @property
     def read(self) -> set[str]:
         """Partitions that are read."""
-        return {name for name, channel in self._read.items() if not channel.lost}
+        return {
+            name
+            for name, channel in self._read.items()
+            if not channel.lost and name not in self._ended
+        }
 
     @property
     def unread(self) -> list[str]:
@@ -201,6 +207,7 @@ class PartitionReader:
     async def close(self) -> None:
         """Disconnect: what is not acknowledged goes back to the broker."""
         self._read.clear()
+        self._ended.clear()
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
@@ -250,10 +257,11 @@ class PartitionReader:
     async def _keep(self, connection: Connection, mine: Collection[str]) -> None:
         for name in [name for name, channel in self._read.items() if channel.lost]:
             del self._read[name]
-        leaving = [name for name in self._read if name not in mine]
-        if leaving:
-            await asyncio.gather(*map(self._leave, leaving))
-            log.info("left to other replicas: %s", ", ".join(sorted(leaving)))
+        self._ended &= self._read.keys()
+        leaving = [name for name in self._read if name not in mine or name in self._ended]
+        await asyncio.gather(*map(self._leave, leaving))
+        if left := sorted(name for name in leaving if name not in mine):
+            log.info("left to other replicas: %s", ", ".join(left))
         begun = [name for name in sorted(mine) if name not in self._read]
         failures: list[Exception] = []
         for name in begun:
@@ -279,15 +287,16 @@ class PartitionReader:
         return channel
 
     def _cancelled(self, channel: Channel) -> None:
-        """The broker has ended the consumer: its queue is gone, or has moved."""
-        for name in [name for name, read in self._read.items() if read is channel]:
-            del self._read[name]
+        """The broker has ended the consumer: its queue is gone, or has moved. The channel is open
+        still, and holds what was taken."""
+        self._ended.update(name for name, read in self._read.items() if read is channel)
         self._look_at = 0.0
         self._wake.set()
 
     async def _leave(self, name: str) -> None:
-        """Finish what is in hand before another replica gets what comes after it."""
+        """Finish what is in hand before another consumer gets what comes after it."""
         await self._deliveries.release(name, self._drain_seconds)
-        channel = self._read.pop(name, None)  # The broker may have ended it meanwhile.
+        channel = self._read.pop(name, None)
+        self._ended.discard(name)
         if channel is not None and not channel.lost:
             await channel.close()

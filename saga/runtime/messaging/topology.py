@@ -41,8 +41,6 @@ DELIVERY_LIMIT = 1_000_000
 
 Arguments = Mapping[str, str | int]
 
-PARTITIONS_MAX: Final = 128
-"""Partitions of one queue. Each is a process and a log of its own on three nodes."""
 HASH_TYPE: Final = "x-consistent-hash"
 HASH_PLUGIN: Final = "rabbitmq_consistent_hash_exchange"
 """Comes with RabbitMQ, and has to be enabled for exchanges of `HASH_TYPE`."""
@@ -113,6 +111,8 @@ class Topology:
     hashes: Sequence[str] = field(default_factory=list)
     """Exchanges that divide the queues of the same names. None of the bindings to such a queue
     itself is to be there any more."""
+    partitions: int = 1
+    """How many each of those queues has."""
 
 
 def work_queue(participant: str, priority: Priority) -> str:
@@ -244,7 +244,7 @@ def topology_of(choreography: Choreography, partitions: int = 1) -> Topology:
     queues.append(stream)
     bindings.append(Binding(EVENTS_EXCHANGE, HISTORY_STREAM, "#"))
     exchanges = [EVENTS_EXCHANGE, DEAD_EXCHANGE, *map(wait_queue, RUNGS_MS)]
-    return Topology(exchanges, queues, bindings, hashes)
+    return Topology(exchanges, queues, bindings, hashes, partitions if hashes else 1)
 
 
 async def apply(topology: Topology, channel: AbstractChannel) -> None:
