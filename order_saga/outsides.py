@@ -35,7 +35,7 @@ from notification_service.store import put_in_question
 from payment_service import app as payment
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import Charge, Payment, PaymentStatus, Refund, SettleCharge
-from payment_service.gateway import GatewayUnavailable, SandboxGateway, ledger_file
+from payment_service.gateway import GatewayUnavailable, NameOf, SandboxGateway, ledger_file
 from payment_service.gateway import take_out as take_out_of_ledger
 from payment_service.ledger import (
     ChargeOutcome,
@@ -55,11 +55,20 @@ _CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
 class DeskGateway:
     """A `PaymentGateway` in memory, by the rules of `payment_service.ledger`."""
 
-    def __init__(self, desk: Desk[Ledger]) -> None:
+    def __init__(self, desk: Desk[Ledger], name_of: NameOf | None = None) -> None:
         self._desk = desk
+        self._name_of = name_of
 
     async def charge(
         self, key: str, *, customer: str, currency: str, amount_cents: int
+    ) -> Receipt | Decline:
+        name = customer if self._name_of is None else await self._name_of(customer)
+        return await self._desk.hear(
+            lambda: self._charge(key, customer, currency, amount_cents), lambda: name or ""
+        )
+
+    def _charge(
+        self, key: str, customer: str, currency: str, amount_cents: int
     ) -> Receipt | Decline:
         line = self._desk.books.find(key) or LedgerCharge(
             key, customer, currency, amount_cents, self._desk.decision, f"receipt {key}"
@@ -70,6 +79,9 @@ class DeskGateway:
         return answer
 
     async def refund(self, key: str, *, currency: str, amount_cents: int) -> None:
+        await self._desk.hear(lambda: self._refund(key, currency, amount_cents))
+
+    def _refund(self, key: str, currency: str, amount_cents: int) -> None:
         line = refunded(self._desk.books.find(key), key, currency, amount_cents)
         self._desk.books = self._desk.books.with_line(line)
         self._desk.said = "refunded"
@@ -182,6 +194,9 @@ PROVIDER = Outside(
     blank=Ledger(),
     decisions=(ChargeOutcome.CHARGED, ChargeOutcome.CARD_DECLINED),
     ask=asks_provider,
+    opens=lambda desk, persons: (
+        payment.build_with(DeskGateway(desk, payment.names_by(persons)), persons=persons).ask
+    ),
     fails=(GatewayUnavailable,),
     read=read_ledger,
     setting="SANDBOX_URL",
@@ -230,6 +245,9 @@ class DeskMailer:
         self._desk = desk
 
     async def send(self, mail: EmailMessage) -> None:
+        await self._desk.hear(lambda: self._take(mail), lambda: str(mail["To"]))
+
+    def _take(self, mail: EmailMessage) -> None:
         match self._desk.decision:
             case Mailing.REFUSED:
                 raise MailRefused("not now")
@@ -286,6 +304,9 @@ MAIL_SERVER = Outside(
     blank=MailLog(),
     decisions=tuple(Mailing),
     ask=lambda desk: notification.build_with(_WRITER, DeskMailer(desk), resend_seconds=None).ask,
+    opens=lambda desk, persons: (
+        notification.build_with(_WRITER, DeskMailer(desk), resend_seconds=None, persons=persons).ask
+    ),
     fails=(MailRefused, MailRejected),
     idempotent=False,
     traces=mailed_about,

@@ -572,8 +572,6 @@ class KeyStore:
 
     def _index_key(self) -> bytes:
         """The key that persons are looked up by; the first to open the store makes it."""
-        query = sa.select(secrets_table).where(secrets_table.c.name == _INDEX)
-
         def make(connection: Connection) -> Any:
             wrapped, wrapped_by = self._keys.wrap(self._random_bytes(32), _INDEX)
             _insert_new(
@@ -581,9 +579,11 @@ class KeyStore:
                 secrets_table,
                 [{"name": _INDEX, "wrapped": wrapped, "wrapped_by": wrapped_by}],
             )
-            return connection.execute(query).mappings().one()
+            return connection.execute(_INDEX_ROW).mappings().one()
 
-        row = self._ground.read(lambda connection: connection.execute(query).mappings().first())
+        row = self._ground.read(
+            lambda connection: connection.execute(_INDEX_ROW).mappings().first()
+        )
         if row is None:
             row = self._ground.write(make)
         return self._keys.unwrap(row["wrapped"], row["wrapped_by"], _INDEX)
@@ -704,6 +704,8 @@ def add_to(driver: Any, rows: Sequence[NewPerson]) -> dict[bytes, PersonKey]:
     return known
 
 
+# Built once: that takes longer than to execute them.
+_INDEX_ROW: Final = sa.select(secrets_table).where(secrets_table.c.name == _INDEX)
 _PERSON: Final = sa.select(persons_table).where(
     persons_table.c.person_id == sa.bindparam("person_id")
 )

@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from saga.dlq import letters
 from saga.envelope import Envelope, source_of, wrap
 from saga.load.plan import Given, Plan
 from saga.message import Command, Event, Priority
+from saga.personal.persons import SealingAway
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.step import Firing, ForwardRequest
 from saga.runtime.kernel.tables import Tables
@@ -26,7 +28,9 @@ from saga.runtime.messaging import frames
 from saga.runtime.messaging.dead_letters import Reason
 from saga.runtime.messaging.publisher import posting_of
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, intake_queue
+from saga.runtime.personal import seal_given
 from saga.simulation.broker import EPOCH
+from saga.simulation.doors import Doors
 from saga.simulation.loop import settle
 from saga.simulation.network import delivered
 from saga.simulation.server import SimulatedReplica
@@ -144,6 +148,8 @@ class People:
         self._world.trace.note("caller", f"gives {command.type} {command.subject}")
         if given.over_broker:
             self._sent.append(given)
+            if self._world.doors is not None:
+                given = await self._as_published(given, self._world.doors)
             self._command(given)
             return
         outcome = await self._ask(given)
@@ -160,13 +166,33 @@ class People:
             posting = posting_of(body, intake_queue(given.participant, envelope.priority))
             self._publish("", posting.routing_key, body, posting.properties)
 
+    async def _as_published(self, given: Given, doors: Doors) -> Given:
+        """A command as its publisher sends it: sealed, once the key store is there, if it does."""
+        while not doors.in_clear_by_chance():
+            try:
+                return replace(given, command=await doors.here.as_given(given.command))
+            except SealingAway:
+                await asyncio.sleep(self._world.weather.seconds(1.0))
+        return given
+
     def send_again(self) -> None:
         """The broker was lost: who sent a command over it that is in no book does so again."""
         for given in self._sent:
             tables = self._world.scene.tables[given.participant]
             known = partial(_knows, tables, given.command.subject)
             if not self._world.stores[given.participant].read(known):
-                self._command(given)
+                if self._world.doors is None:
+                    self._command(given)
+                else:
+                    # A copy of the context: what is begun there enters it itself.
+                    self._world.loop.call_soon(
+                        self._begin,
+                        partial(self._seal_and_send, given, self._world.doors),
+                        context=self._world.process.context.copy(),
+                    )
+
+    async def _seal_and_send(self, given: Given, doors: Doors) -> None:
+        self._command(await self._as_published(given, doors))
 
     def _publish(self, exchange: str, key: str, body: bytes, properties: bytes) -> None:
         self._world.trace.note("broker", f"{key} from outside")
@@ -194,11 +220,13 @@ class People:
         self, server: SimulatedReplica, given: Given, answer: asyncio.Future[Any]
     ) -> None:
         """A request's way through a service."""
-        assert server.kernel is not None  # noqa: S101 - it was asked for that
+        kernel, persons, command = server.kernel, server.persons, given.command
+        assert kernel is not None  # noqa: S101 - it was asked for that
         try:
-            outcome: Any = await server.kernel.give(
-                given.command, id=given.key, priority=given.priority
-            )
+            if self._world.doors is not None and persons is not None:
+                command = await seal_given(persons, command)
+                self._world.doors.begins(persons, command.subject)
+            outcome: Any = await kernel.give(command, id=given.key, priority=given.priority)
         except Exception as error:  # refused, or the service knows nothing of it yet
             self._world.trace.note(server.name, f"refuses {given.command.type}: {error}")
             outcome = None

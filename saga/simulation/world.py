@@ -12,10 +12,12 @@ from uuid import UUID
 
 from saga.archive.store import Fact, Stray
 from saga.load.plan import Plan
+from saga.message import Priority
 from saga.retry import RUNGS_MS
 from saga.runtime.kernel.timer import due_by
-from saga.runtime.messaging.topology import HISTORY_STREAM, wait_queue
-from saga.simulation.broker import EPOCH
+from saga.runtime.messaging.topology import HISTORY_STREAM, intake_queue, undivided, wait_queue
+from saga.simulation.broker import EPOCH, PublishedMessage
+from saga.simulation.doors import DOORS_SHARE, ROLLED_MAX_SECONDS, Doors
 from saga.simulation.doubt import UnclearAnswers
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process
 from saga.simulation.network import Network
@@ -87,7 +89,9 @@ class World:
         chance = _stream(seed, "schedule")
         self.loop = SimulatedLoop(chance)
         self.trace = SimulationTrace(self.loop)
-        self.weather = FaultSchedule(_stream(seed, "weather"))
+        at_doors = _stream(seed, "doors")
+        has_doors = scene.is_personal and at_doors.random() < DOORS_SHARE
+        self.weather = FaultSchedule(_stream(seed, "weather"), at_doors if has_doors else None)
         self.process = SimulatedProcess("world")
         self.broker = UnrulyBroker(self.loop, self.weather, self.trace)
         partitions = _stream(seed, "partitions").choice(PARTITIONS)
@@ -95,6 +99,9 @@ class World:
         self.network = Network(self.loop, self.broker, self.weather, self.trace, self.process)
         draw = _stream(seed, "plan")
         self.plan: Plan = scene.load(draw, draw.choice(SAGAS))
+        self.doors = self._doors(parts, at_doors) if has_doors else None
+        if self.doors is not None:
+            self.plan = self.doors.marked(self.plan)
         self.outsides = [
             SimulatedOutside(
                 outside,
@@ -106,6 +113,7 @@ class World:
                 self.plan.decisions.get(outside.name),
                 self._doom,
                 self.trouble,
+                self.doors,
             )
             for outside in scene.saga.outside
         ]
@@ -137,7 +145,9 @@ class World:
         self.loop.on_error = self._on_error
         self.watch = Watch(self._servers, self.stores, self.trouble)
         self.watch.on_message = self._on_message
-        self.network.on_publish = self.watch.published
+        self.network.on_publish = self._on_publish
+        if self.doors is not None:
+            self.watch.same = self.doors.same
         self.network.on_taken = self.watch.taken
         self.network.on_deliver = self.watch.delivered
         self.network.on_channel_lost = self.watch.channel_lost
@@ -217,8 +227,25 @@ class World:
                     jitter=self._chance.uniform,
                     decoder=scene.taken[participant.name],
                     on_end=self._on_end,
+                    doors=self.doors,
                 )
         return servers
+
+    def _doors(self, parts: PartsUnderTest, chance: random.Random) -> Doors | None:
+        if self.scene.keys is None:
+            return None
+        doors = Doors(
+            self.scene.keys,
+            self.loop,
+            self.weather,
+            self.trace,
+            chance,
+            (parts.persons, parts.key_store),
+            self._doom,
+            self.trouble,
+        )
+        doors.open(self.process, sealing=True)  # Callers'.
+        return doors
 
     def _before_step(self, process: SimulatedProcess) -> None:
         """A process is about to run a callback: the storm may kill or freeze it."""
@@ -242,7 +269,9 @@ class World:
             self.loop.freeze(process, seconds)
 
     def _doom(self, process: SimulatedProcess) -> None:
-        """Kill a process before it does anything more."""
+        """Kill a process before it does anything more, if it is a service's."""
+        if process is self.process:
+            return
         if self._servers[process.name].kernel is not None or self._chance.random() < STARTING_SHARE:
             self._doomed.add(process)
 
@@ -276,10 +305,19 @@ class World:
             return  # It is said better.
         self.trouble("unhandled", f"{message}: {error!r}" if error else message)
 
-    def _on_message(self, process: SimulatedProcess, subject: str) -> None:
+    def _on_message(self, process: SimulatedProcess, queue: str, subject: str) -> None:
         self.people.hear(subject)
-        participant = self._servers[process.name].service.participant.name
-        self.left.meets(participant, process, subject)
+        server = self._servers[process.name]
+        participant = server.service.participant
+        self.left.meets(participant.name, process, subject)
+        intakes = (intake_queue(participant.name, priority) for priority in Priority)
+        if self.doors is not None and undivided(queue) in intakes:
+            self.doors.begins(server.persons, subject)
+
+    def _on_publish(self, process: SimulatedProcess, message: PublishedMessage) -> None:
+        self.watch.published(process, message)
+        if self.doors is not None:
+            self.doors.sent(process.name, message)
 
     def trouble(self, kind: str, detail: str) -> None:
         self.trace.note("TROUBLE", f"{kind}: {detail}")
@@ -304,11 +342,27 @@ class World:
             others = [p.name for p in self.choreography.participants if p.name not in begin]
             self._take_away(self._chance.choice(others or sorted(begin)))
         self.people.begin()
+        if self.doors is not None and not self.doors.sealing:
+            at_seconds = self._chance.random() * self.weather.storm_seconds
+            self.loop.call_later(at_seconds, self._begin_to_seal, self.doors)
         self._look()
         await asyncio.sleep(self.weather.storm_seconds)
         self.trace.note("world", "the storm is over")
         self.weather.calm = True
         self.network.calm()
+
+    def _begin_to_seal(self, doors: Doors) -> None:
+        """An operator switches sealing on, and has one replica started again after the other."""
+        self.trace.note("operator", "switches sealing on")
+        doors.sealing = True
+        for server in self.servers:
+            self.loop.call_later(
+                self._chance.random() * ROLLED_MAX_SECONDS, self._start_to_seal, server
+            )
+
+    def _start_to_seal(self, server: SimulatedReplica) -> None:
+        if server.process.alive:  # Or it starts soon anyway.
+            self._kill(server, "is started again to seal", 0.0)
 
     def _lose_broker(self, up_at: float) -> None:
         """It is gone, with all it held; an empty one lets clients in at that time."""
