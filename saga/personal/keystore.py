@@ -572,6 +572,7 @@ class KeyStore:
 
     def _index_key(self) -> bytes:
         """The key that persons are looked up by; the first to open the store makes it."""
+
         def make(connection: Connection) -> Any:
             wrapped, wrapped_by = self._keys.wrap(self._random_bytes(32), _INDEX)
             _insert_new(

@@ -80,6 +80,10 @@ class SimulatedStore:
         for name in self._names:
             yield name, self._raw.execute(f"SELECT * FROM {name}").fetchall()  # noqa: S608 - ours
 
+    def waiting(self) -> list[bytes]:
+        """The bodies in the outbox."""
+        return [row[0] for row in self._raw.execute(f"SELECT body FROM {self._outbox}")]  # noqa: S608 - ours
+
     def unpublished(self) -> int:
         """How many rows are in the outbox."""
         count: int = self._raw.execute(self._count_outbox).fetchone()[0]

@@ -7,11 +7,14 @@ has a tag in it, which is looked for wherever anything is kept or sent.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -20,17 +23,20 @@ from pydantic import ValidationError
 from saga.choreography import Choreography
 from saga.envelope import Attributes, Undecodable
 from saga.load.plan import Given, Plan
-from saga.message import Command, Intent
+from saga.message import Command, Event, Intent
+from saga.personal.forgetting import MARGIN_SECONDS
 from saga.personal.keystore import CACHE_SECONDS, KeyStore
 from saga.personal.marks import personal_fields, personal_values, with_personal
 from saga.personal.persons import Persons
-from saga.personal.seal import Unsealable, person_id_in, sealed
+from saga.personal.seal import Forgotten, Unsealable, person_id_in, sealed
+from saga.runtime.messaging.dead_letters import REASON, Reason
+from saga.runtime.messaging.topology import DEAD_EXCHANGE
 from saga.runtime.settings import PersonalSettings, PersonalShown, Sealing
 from saga.simulation.broker import EPOCH, PublishedMessage
 from saga.simulation.keys import KeysFromAfar, SimulatedKeys
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process
 from saga.simulation.trace import SimulationTrace
-from saga.simulation.weather import FaultSchedule
+from saga.simulation.weather import FREEZE_MAX_SECONDS, FaultSchedule
 
 DOORS_SHARE: Final = 1 / 3
 """Runs that have doors, of a saga with personal data."""
@@ -71,6 +77,7 @@ class Doors:
         kinds: tuple[type[Persons], type[KeyStore]],
         on_crash: Callable[[SimulatedProcess], None],
         trouble: Trouble,
+        events: Iterable[type[Event]],
     ) -> None:
         """`kinds` are the classes that processes ask, and that these ask the store by; `on_crash`
         kills a process before it does anything more."""
@@ -78,7 +85,8 @@ class Doors:
         self._loop = loop
         self._weather = weather
         self._trace = trace
-        self._chance = chance
+        self.chance = chance
+        """Of all that is about the doors."""
         self._persons_kind, self._store_kind = kinds
         self._on_crash = on_crash
         self._trouble = trouble
@@ -96,7 +104,15 @@ class Doors:
         """Texts that only look sealed."""
         self._texts: defaultdict[str, set[str]] = defaultdict(set)
         """Keyed by what they say: the sealed texts that were sent."""
-        self._seen: set[bytes] = set()
+        self._seen: set[tuple[bytes, str]] = set()
+        """Sealed texts, each with a subject that a message with it was about."""
+        self._began: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        """Keyed by person id and by subject: when a service sent the first message about it."""
+        self._over: set[str] = set()
+        """Subjects that an event has ended."""
+        self._forgotten: dict[str, float] = {}
+        """Keyed by person id: when their key was destroyed."""
+        self._ends = {event.type for event in events if event.role.terminal}
 
     # --- what the plan says -----------------------------------------------------------------------
 
@@ -140,30 +156,40 @@ class Doors:
         except (KeyError, Unsealable):
             return ""
 
+    @property
+    def names(self) -> Collection[str]:
+        """What persons are called in this run."""
+        return self._names.keys()
+
     # --- the key store ----------------------------------------------------------------------------
 
     def open(self, process: SimulatedProcess, *, sealing: bool | None = None) -> Persons:
         """What a process asks the key store by, which seals as one does that starts now."""
         persons = self._persons_kind(
             _SEALING if (self.sealing if sealing is None else sealing) else _IN_CLEAR,
-            lambda: self._store_kind(
-                KeysFromAfar(
-                    self.keys,
-                    process.name,
-                    self._loop,
-                    self._weather,
-                    self._trace,
-                    lambda: self._on_crash(process),
-                ),
-                self.keys.master,
-                cache_seconds=self.cache_seconds,
-                now=lambda: EPOCH,
-                monotonic=self._loop.time,
-                random_bytes=self._chance.randbytes,
-            ),
+            lambda: self.store(process),
         )
         self._persons[process] = persons
         return persons
+
+    def store(self, process: SimulatedProcess) -> KeyStore:
+        """Open the key store for a process. Blocks, as in a thread of `SimulatedLoop`."""
+        ground = KeysFromAfar(
+            self.keys,
+            process.name,
+            self._loop,
+            self._weather,
+            self._trace,
+            lambda: self._on_crash(process),
+        )
+        return self._store_kind(
+            ground,
+            self.keys.master,
+            cache_seconds=self.cache_seconds,
+            now=lambda: EPOCH + timedelta(seconds=self._loop.time()),
+            monotonic=self._loop.time,
+            random_bytes=self.chance.randbytes,
+        )
 
     @property
     def here(self) -> Persons:
@@ -174,19 +200,19 @@ class Doors:
 
     def in_clear_by_chance(self) -> bool:
         """Whether a publisher is one that does not seal."""
-        return not self.sealing or self._chance.random() < CLEAR_SHARE
+        return not self.sealing or self.chance.random() < CLEAR_SHARE
 
     def forge(self, command: M) -> M:
         """The command with texts that only look sealed."""
         seen = sorted(text for texts in self._texts.values() for text in texts)
 
         def forged(_: str) -> str:
-            if seen and self._chance.random() < 0.5:
-                text = self._chance.choice(seen)
-                person, rest = text[: len(text) - 10], self._chance.choices(_ALPHABET, k=10)
+            if seen and self.chance.random() < 0.5:
+                text = self.chance.choice(seen)
+                person, rest = text[: len(text) - 10], self.chance.choices(_ALPHABET, k=10)
                 text = person + "".join(rest)
             else:
-                drawn = "".join(self._chance.choices(_ALPHABET, k=62))
+                drawn = "".join(self.chance.choices(_ALPHABET, k=62))
                 text = f"~1.{drawn[:22]}.{drawn[22:]}"
             self.forged.append(text)
             return text
@@ -207,10 +233,17 @@ class Doors:
                 where = message.exchange or message.routing_key
                 type_ = message.properties.type
                 self._trouble("in_clear", f"{type_} of {name} to {where} names a person in clear")
-        for found in _SEALED.findall(message.body):
-            if found not in self._seen:
-                self._seen.add(found)
-                self._see(name, found.decode("ascii"))
+        texts = _SEALED.findall(message.body)
+        if texts:
+            about = Attributes.of(message.body)
+            for text in texts:
+                if (text, about.subject) not in self._seen:
+                    self._seen.add((text, about.subject))
+                    self._see(name, text.decode("ascii"), about.subject)
+        if message.properties.type in self._ends:
+            self._over.add(Attributes.of(message.body).subject)
+        if message.exchange == DEAD_EXCHANGE:
+            self._see_dead(name, message)
 
     def same(self, body: bytes) -> bytes:
         """What a body that has something in clear, and the copy of it that is sealed, have in
@@ -231,7 +264,20 @@ class Doors:
         except Undecodable:
             return False
 
-    def _see(self, name: str, text: str) -> None:
+    def _see_dead(self, name: str, message: PublishedMessage) -> None:
+        headers = message.properties.headers or {}
+        if not self._weather.calm or headers.get(REASON) != Reason.FAILED:
+            return
+        subject = Attributes.of(message.body).subject
+        for person_id in self._forgotten:
+            if subject in self._began[person_id]:
+                self._trouble(
+                    "forgotten_unsettled",
+                    f"{message.properties.type} is dead in {name}, and about person {person_id}, "
+                    f"who was forgotten",
+                )
+
+    def _see(self, name: str, text: str, subject: str) -> None:
         if text in self.forged:
             return
         person_id = person_id_in(text)
@@ -241,12 +287,50 @@ class Doors:
             )
             return
         self._texts[said].add(text)
+        self._began[person_id].setdefault(subject, self._loop.time())
 
-    def told(self, outside: str, intent: Intent, told: str) -> None:
+    def forgotten(self, person_id: str) -> None:
+        """A person's key was destroyed just now."""
+        now = self._loop.time()
+        if self._forgotten.setdefault(person_id, now) != now:
+            return
+        known_for = self.cache_seconds + MARGIN_SECONDS
+        for subject, began in self._began[person_id].items():
+            if subject not in self._over and began < now - known_for:
+                self._trouble(
+                    "forgotten_while_open",
+                    f"the key of person {person_id} was destroyed while {subject} was open",
+                )
+
+    async def look_for_forgotten(self, name: str, persons: Persons) -> None:
+        """See that a process opens nothing of who was forgotten."""
+        texts = sorted(text for texts in self._texts.values() for text in texts)
+        for text in texts:
+            person_id = person_id_in(text)
+            if self._forgotten.get(person_id, math.inf) + self.cache_seconds < self._loop.time():
+                with contextlib.suppress(Forgotten):
+                    await persons.open_now(text)
+                    self._trouble("opened_after", f"{name} opens a text of {person_id}, forgotten")
+
+    @property
+    def anyone_forgotten(self) -> bool:
+        return bool(self._forgotten)
+
+    def told(self, outside: str, intent: Intent, told: str, asked_at: float) -> None:
         """An outside was asked, and has read this."""
         for value in personal_values(intent):
             name = self.said(value)
-            if name not in unquote(told):
+            person_id = person_id_in(value) if sealed(value) else ""
+            forgotten_at = self._forgotten.get(person_id, math.inf)
+            if name in unquote(told):
+                known_for = self.cache_seconds + FREEZE_MAX_SECONDS
+                if asked_at > forgotten_at + known_for:
+                    self._trouble(
+                        "opened_after",
+                        f"{outside} was told of person {person_id} {asked_at - forgotten_at:.0f} s "
+                        f"after they were forgotten",
+                    )
+            elif asked_at < forgotten_at:
                 self._trouble(
                     "named_otherwise",
                     f"{outside} was asked {type(intent).__name__} about {intent.subject}, and told "

@@ -83,9 +83,8 @@ class SimulatedKeys:
     def add(self, rows: Sequence[NewPerson]) -> dict[bytes, PersonKey]:
         """See `saga.personal.keystore.Ground.add`."""
         known = add_to(self.raw, rows)
-        added = {row.person_id for row in rows if row.digest not in known}
         for row in rows:
-            if row.person_id in added:
+            if not known or known[row.digest].person_id == row.person_id:
                 key = self.master.unwrap(row.wrapped, row.wrapped_by, row.person_id)
                 self._ciphers[row.person_id] = AESSIV(key)
         return known
@@ -146,7 +145,7 @@ class KeysFromAfar:
 
     def add(self, rows: Sequence[NewPerson]) -> dict[bytes, PersonKey]:
         known = self._ask(partial(self._keys.add, rows), writes=True)
-        self._trace.note("keys", f"{len(rows) - len(known)} are made for {self._name}")
+        self._trace.note("keys", f"makes {len(rows)} for {self._name}")
         if self._weather.hits("crash_at_key"):
             self._on_crash()
         return known

@@ -166,11 +166,11 @@ class _DistantDesk(Desk[Any]):
         self._intent = intent
 
     async def hear(self, question: Callable[[], T], told: Callable[[], str] = str) -> T:
-        read = told()
+        read, asked_at = told(), asyncio.get_running_loop().time()
 
         def hear(decision: Any) -> Heard[T]:
             self.books, self.decision, self.said = self._outside.books, decision, ""
-            self._doors.told(self._outside.name, self._intent, read)
+            self._doors.told(self._outside.name, self._intent, read, asked_at)
             answer = question()
             return answer, self.books, self.said or str(decision)
 

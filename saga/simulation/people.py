@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -19,6 +19,7 @@ from saga.dlq import letters
 from saga.envelope import Envelope, source_of, wrap
 from saga.load.plan import Given, Plan
 from saga.message import Command, Event, Priority
+from saga.personal.forgetting import Forgetter
 from saga.personal.persons import SealingAway
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.step import Firing, ForwardRequest
@@ -31,7 +32,8 @@ from saga.runtime.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, 
 from saga.runtime.personal import seal_given
 from saga.simulation.broker import EPOCH
 from saga.simulation.doors import Doors
-from saga.simulation.loop import settle
+from saga.simulation.forgetting import ForgettingOperator
+from saga.simulation.loop import SimulatedProcess, settle
 from saga.simulation.network import delivered
 from saga.simulation.server import SimulatedReplica
 
@@ -69,7 +71,13 @@ def envelope_of(given: Given, seconds: float) -> Envelope[Command]:
 class People:
     """They do what the plan says, whatever else happens."""
 
-    def __init__(self, world: World, plan: Plan, chance: random.Random) -> None:
+    def __init__(
+        self,
+        world: World,
+        plan: Plan,
+        chance: random.Random,
+        forgetter: type[Forgetter] = Forgetter,
+    ) -> None:
         self._world = world
         self._plan = plan
         self._chance = chance
@@ -85,6 +93,12 @@ class People:
         """Keyed by subject."""
         self._sent: list[Given] = []
         """Commands that were sent over the broker."""
+        self.forgetting = (
+            None
+            if world.doors is None
+            else ForgettingOperator(world, world.doors, forgetter, world.doors.chance)
+        )
+        """Who forgets some of them, in a run with doors."""
         self.told: dict[str, str] = {}
         """Keyed by subject: the end that a client was told of."""
 
@@ -113,6 +127,18 @@ class People:
                 EVENTS_EXCHANGE, key, b"{", frames.join({"message_id": frames.short("malformed")})
             )
         self._world.loop.spawn(self._world.process, self._operate())
+        if self.forgetting is not None:
+            for name, at_seconds in self.forgetting.draw().items():
+                self._begin(partial(self.forgetting.forget, name, at_seconds))
+
+    def wait_for(self, process: SimulatedProcess, work: Coroutine[Any, Any, None]) -> None:
+        """Have a process do something that the run waits for."""
+
+        async def waited() -> None:
+            await asyncio.wait((task,))
+
+        task = self._world.loop.spawn(process, work)
+        self._begin(waited)
 
     def _begin(self, work: Callable[[], Awaitable[Any]]) -> None:
         async def begun() -> None:
@@ -200,21 +226,27 @@ class People:
 
     async def _ask(self, given: Given) -> Done | Duplicate:
         """Send a command over HTTP, again until there is an answer."""
-        participant = given.participant
         while True:
-            servers = [s for s in self._world.replicas(participant) if s.kernel is not None]
-            if servers:
-                answer: asyncio.Future[Any] = self._world.loop.create_future()
-                server = self._chance.choice(servers)
-                self._world.loop.spawn(server.process, self._serve(server, given, answer))
-                try:
-                    async with asyncio.timeout(REPLY_TIMEOUT_SECONDS):
-                        outcome = await answer
-                except TimeoutError:
-                    outcome = None
-                if isinstance(outcome, Done | Duplicate):
-                    return outcome
+            outcome = await self.ask_once(given)
+            if outcome is not None:
+                return outcome
             await asyncio.sleep(self._world.weather.seconds(1.0))
+
+    async def ask_once(self, given: Given) -> Done | Duplicate | None:
+        """Send a command over HTTP to any replica that is there; None without an answer, or for a
+        refusal."""
+        servers = [s for s in self._world.replicas(given.participant) if s.kernel is not None]
+        if not servers:
+            return None
+        answer: asyncio.Future[Any] = self._world.loop.create_future()
+        server = self._chance.choice(servers)
+        self._world.loop.spawn(server.process, self._serve(server, given, answer))
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_SECONDS):
+                outcome = await answer
+        except TimeoutError:
+            return None
+        return outcome if isinstance(outcome, Done | Duplicate) else None
 
     async def _serve(
         self, server: SimulatedReplica, given: Given, answer: asyncio.Future[Any]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -51,6 +52,8 @@ class Scene:
         flow = Flow(self.choreography)
         self.ends_of_dues = {command.type: _first_ends(flow, command) for command in flow.dues}
         """Keyed by a due command's type: the types of events that end a saga and may come of it."""
+        self.ends_of = cache(partial(_first_ends, flow))
+        """The types of events that end a saga and may come of a command."""
         self.topologies = {n: topology_of(self.choreography, n) for n in {*PARTITIONS}}
         """Keyed by the number of partitions of its queues."""
         stand_ins = {participant.name for participant in foreign}

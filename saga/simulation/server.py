@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from saga.envelope import Decoder
+from saga.personal.forgetting import Forgetter
 from saga.personal.keystore import KeyStore
 from saga.personal.persons import Persons
 from saga.runtime.kernel.kept import PRUNED_MAX, Kept
@@ -87,6 +88,7 @@ class PartsUnderTest:
     publisher: type[BrokerPublisher] = BrokerPublisher
     persons: type[Persons] = Persons
     key_store: type[KeyStore] = KeyStore
+    forgetter: type[Forgetter] = Forgetter
 
 
 class SimulatedReplica:

@@ -125,6 +125,9 @@ def _ends_brought_forward(world: World) -> Mapping[str, Set[str]]:
         if (audit := tables.due_audit) is not None:
             for subject, command in world.stores[name].read(partial(_audited, audit)):
                 found[subject] |= world.scene.ends_of_dues.get(command, frozenset())
+    if world.people.forgetting is not None:
+        for subject, command_type in world.people.forgetting.files.ended.items():
+            found[subject] |= world.scene.ends_of(command_type)
     return found
 
 

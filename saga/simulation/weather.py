@@ -22,6 +22,7 @@ RARE_RATE_MAX = 0.8
 """What comes to a place after something else did, such as what undoes it, a fault befalls so many
 times as often, up to a rate, the first `RARE_TIMES`. What comes first is let through as it is, or
 the rest would never come."""
+FREEZE_MAX_SECONDS = 20.0
 STORM_SECONDS = (5.0, 20.0, 60.0)
 """How long it may last; less if everything comes to rest before."""
 

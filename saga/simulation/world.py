@@ -31,7 +31,7 @@ from saga.simulation.stuck import STUCK_SECONDS, EndlessStep, watched
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.unruly import UnrulyBroker
 from saga.simulation.watch import Watch
-from saga.simulation.weather import FaultSchedule
+from saga.simulation.weather import FREEZE_MAX_SECONDS, FaultSchedule
 from saga.view import Violation
 
 SAGAS = (1, 4, 6)
@@ -39,7 +39,6 @@ SAGAS = (1, 4, 6)
 RESTART_MAX_SECONDS = 5.0
 STARTING_SHARE = 0.1
 """How likely a process is killed while it starts, compared to when it has."""
-FREEZE_MAX_SECONDS = 20.0
 SKEW_MAX_SECONDS = 2.0
 OUTAGE_SHARE = 0.15
 """Runs in which a service that others wait for is away for `OUTAGE_SECONDS`."""
@@ -120,8 +119,10 @@ class World:
         self.troubles: list[Violation] = []
         """What must not happen, and did."""
         self.left = UnclearAnswers(scene, self.outsides, self.loop)
-        self.people = People(self, self.plan, chance)
+        self.people = People(self, self.plan, chance, parts.forgetter)
         self.at_rest = False
+        self._has_looked = False
+        """Whether it was looked what can be opened of who was forgotten."""
         self._ends_seconds = self.weather.storm_seconds + PATIENCE_SECONDS
         """When the run is given up."""
         self._steps_max = STEPS_MAX
@@ -137,8 +138,10 @@ class World:
         self._doomed: set[SimulatedProcess] = set()
         self._recorded: dict[bytes, Fact | Stray] = {}
         """Keyed by body: what the history had read when the broker was lost last."""
-        self._losses = 0
-        self._recovering = 0
+        self.losses = 0
+        """How often the broker was lost."""
+        self.recovering = 0
+        """Losses from which it is not recovered yet."""
         self.network.on_crash = self._doom
         self.network.on_loss = self._lose_broker
         self.loop.before_step = self._before_step
@@ -243,6 +246,7 @@ class World:
             (parts.persons, parts.key_store),
             self._doom,
             self.trouble,
+            self.choreography.events,
         )
         doors.open(self.process, sealing=True)  # Callers'.
         return doors
@@ -251,7 +255,9 @@ class World:
         """A process is about to run a callback: the storm may kill or freeze it."""
         if self.weather.calm or process is self.process:
             return
-        server = self._servers[process.name]
+        server = self._servers.get(process.name)
+        if server is None:
+            return  # An operator's command, which is killed by itself.
         # One that is killed again and again while it starts shows little.
         self._until_crash -= 1.0 if server.kernel is not None else STARTING_SHARE
         self._until_freeze -= 1
@@ -270,7 +276,7 @@ class World:
 
     def _doom(self, process: SimulatedProcess) -> None:
         """Kill a process before it does anything more, if it is a service's."""
-        if process is self.process:
+        if process.name not in self._servers:
             return
         if self._servers[process.name].kernel is not None or self._chance.random() < STARTING_SHARE:
             self._doomed.add(process)
@@ -366,15 +372,15 @@ class World:
 
     def _lose_broker(self, up_at: float) -> None:
         """It is gone, with all it held; an empty one lets clients in at that time."""
-        self._losses += 1
-        if self._losses == LOSSES_MAX:
+        self.losses += 1
+        if self.losses == LOSSES_MAX:
             self.weather.rates.broker_forgets = 0.0
         messages = self.broker.messages_in(HISTORY_STREAM)
         read = self._chance.choice((len(messages), self._chance.randint(0, len(messages))))
         self._recorded |= {item.body: item for item in as_read(messages[:read], self.choreography)}
         recovered_at = up_at + self.weather.seconds(RECOVERY_MAX_SECONDS)
         self.broker.forgets(recovered_at)
-        self._recovering += 1
+        self.recovering += 1
         self.loop.call_at(recovered_at, self._recover, context=self.process.context)
 
     def _recover(self) -> None:
@@ -392,13 +398,15 @@ class World:
         self.loop.call_later(SPREAD_SECONDS, self._recovered, context=self.process.context)
 
     def _recovered(self) -> None:
-        self._recovering -= 1
+        self.recovering -= 1
 
     def _look(self) -> None:
         """End the run once it is at rest, or goes round in circles; or have the clock jump, if all
         that is left is due when the run would be over."""
         idle = self._idles() and not self.people.decide()
         due_seconds = self._due_seconds() if idle else None
+        if idle and due_seconds is None and self._looks_for_forgotten():
+            idle = False
         self.at_rest = idle and due_seconds is None
         if self.at_rest:
             self.loop.stop()
@@ -408,6 +416,18 @@ class World:
             self.loop.stop()
         else:
             self.loop.call_later(REST_SECONDS, self._look)
+
+    def _looks_for_forgotten(self) -> bool:
+        """Once all is at rest, have each process try to open what is sealed of who was forgotten;
+        whether there is anyone."""
+        if self.doors is None or self._has_looked or not self.doors.anyone_forgotten:
+            return False
+        self._has_looked = True
+        for server in self.servers:
+            if server.persons is not None:
+                look = self.doors.look_for_forgotten(server.name, server.persons)
+                self.people.wait_for(server.process, look)
+        return True
 
     def _is_far(self, at_seconds: float) -> bool:
         """Whether it would take many steps of nothing to come there, or more than there are."""
@@ -429,7 +449,7 @@ class World:
         """Whether nothing will happen any more, but for what is due."""
         return (
             not self.people.busy
-            and not self._recovering
+            and not self.recovering
             and not any(map(self.broker.load_of, self.queues()))
             and all(server.kernel and server.kernel.idle for server in self._servers.values())
             and not any(store.unpublished() for store in self.stores.values())
