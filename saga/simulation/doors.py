@@ -8,6 +8,7 @@ has a tag in it, which is looked for wherever anything is kept or sent.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import random
 import re
@@ -25,7 +26,7 @@ from saga.envelope import Attributes, Undecodable
 from saga.load.plan import Given, Plan
 from saga.message import Command, Event, Intent
 from saga.personal.forgetting import MARGIN_SECONDS
-from saga.personal.keystore import CACHE_SECONDS, KeyStore
+from saga.personal.keystore import KeyStore
 from saga.personal.marks import personal_fields, personal_values, with_personal
 from saga.personal.persons import Persons
 from saga.personal.seal import Forgotten, Unsealable, person_id_in, sealed
@@ -46,6 +47,8 @@ ROLLED_MAX_SECONDS: Final = 10.0
 """How long after that a replica may go on as it was."""
 CLEAR_SHARE: Final = 0.5
 """Commands over the broker that a publisher sends in clear."""
+KNOWN_SECONDS: Final = (0.5, 5.0)
+"""How long a process may know a key; in production longer, which takes more steps to wait for."""
 TAG_CHARACTERS: Final = 6
 _SEALED: Final = re.compile(rb"~1\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{23,706}")
 _ALPHABET: Final = "bcdfghjkmnpqrstvwxz"
@@ -92,7 +95,7 @@ class Doors:
         self._trouble = trouble
         self.sealing = chance.random() >= OPEN_FIRST_SHARE
         """Whether a process that starts now seals."""
-        self.cache_seconds = chance.choice((1.0, CACHE_SECONDS))
+        self.cache_seconds = chance.choice(KNOWN_SECONDS)
         self._tag = "".join(chance.choices(_ALPHABET, k=TAG_CHARACTERS))
         self._clear = self._tag.encode()
         self._names: dict[str, str] = {}
@@ -218,6 +221,14 @@ class Doors:
             return text
 
         return with_personal(command, forged)
+
+    def unreadable(self, body: bytes) -> bytes:
+        """The body of a command, without one of the fields of its data that name nobody."""
+        document = json.loads(body)
+        data = document["data"]
+        others = sorted(name for name, value in data.items() if self._tag not in json.dumps(value))
+        del data[self.chance.choice(others)]
+        return json.dumps(document).encode()
 
     # --- what is looked at ------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from saga.envelope import Envelope, source_of, wrap
 from saga.load.plan import Given, Plan
 from saga.message import Command, Event, Priority
 from saga.personal.forgetting import Forgetter
+from saga.personal.marks import personal_fields
 from saga.personal.persons import SealingAway
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.step import Firing, ForwardRequest
@@ -53,6 +54,8 @@ OPERATOR_SECONDS = 4.0
 """How often the operator looks for dead letters."""
 DECIDE_SHARE = 0.03
 """How often people look, in a storm, at what is left to them, and decide at once."""
+STRANGE = (0, 1, 3)
+"""How many commands that must not be carried out are sent in a run with doors."""
 HURRY_SHARE = 0.05
 """How often an operator who looks has something done now that is due later."""
 
@@ -127,6 +130,8 @@ class People:
                 EVENTS_EXCHANGE, key, b"{", frames.join({"message_id": frames.short("malformed")})
             )
         self._world.loop.spawn(self._world.process, self._operate())
+        if self._world.doors is not None:
+            self._begin(partial(self._send_strange, self._world.doors))
         if self.forgetting is not None:
             for name, at_seconds in self.forgetting.draw().items():
                 self._begin(partial(self.forgetting.forget, name, at_seconds))
@@ -189,8 +194,11 @@ class People:
         envelope = envelope_of(given, self._world.loop.time())
         body = envelope.to_bytes()
         for _ in range(2 if self._world.weather.hits("reset") else 1):
-            posting = posting_of(body, intake_queue(given.participant, envelope.priority))
-            self._publish("", posting.routing_key, body, posting.properties)
+            self._send_body(given, body)
+
+    def _send_body(self, given: Given, body: bytes) -> None:
+        posting = posting_of(body, intake_queue(given.participant, given.priority))
+        self._publish("", posting.routing_key, body, posting.properties)
 
     async def _as_published(self, given: Given, doors: Doors) -> Given:
         """A command as its publisher sends it: sealed, once the key store is there, if it does."""
@@ -200,6 +208,25 @@ class People:
             except SealingAway:
                 await asyncio.sleep(self._world.weather.seconds(1.0))
         return given
+
+    async def _send_strange(self, doors: Doors) -> None:
+        """Send commands that must not be carried out: with texts that only look sealed, and one
+        that names a person and cannot be read."""
+        named = [given for given in self._plan.given if personal_fields(type(given.command))]
+        for number in range(self._chance.choice(STRANGE) if named else 0):
+            await asyncio.sleep(self._chance.random() * self._world.weather.storm_seconds / 2)
+            given = replace(self._chance.choice(named), key=f"strange {number}")
+            self._world.trace.note("stranger", f"sends {given.command.type}")
+            if self._chance.random() < 0.3:
+                body = doors.unreadable(envelope_of(given, self._world.loop.time()).to_bytes())
+                if given.command.intake:
+                    self._send_body(given, body)
+                continue
+            given = replace(given, command=doors.forge(given.command))
+            if given.command.intake and self._chance.random() < 0.5:
+                self._command(given)
+            else:
+                await self.ask_once(given)
 
     def send_again(self) -> None:
         """The broker was lost: who sent a command over it that is in no book does so again."""

@@ -77,6 +77,8 @@ class Watch:
         self._trouble = trouble
         self.on_message: Callable[[SimulatedProcess, str, str], None] = lambda _, __, ___: None
         """Called with each process that gets a message, its queue and its subject."""
+        self.waits_before: Callable[[str], bool] = lambda _: False
+        """Whether a message of a queue may wait, or be refused, before a kernel gets it."""
         self.same: Callable[[bytes], bytes] = lambda body: body
         """What a body has in common with a copy of it in which more is sealed."""
         self._priorities: dict[str, Priority] = {}
@@ -114,7 +116,8 @@ class Watch:
             return
         priority = Priority(undivided(queue).rpartition(".")[2])
         self._priorities.setdefault(about.id, priority)
-        self._taking[process].waiting[channel, tag] = about.key, priority
+        if not self.waits_before(queue):
+            self._taking[process].waiting[channel, tag] = about.key, priority
         self.on_message(process, queue, about.subject)
 
     def channel_lost(self, process: SimulatedProcess, channel: object) -> None:

@@ -98,6 +98,11 @@ class World:
         self.network = Network(self.loop, self.broker, self.weather, self.trace, self.process)
         draw = _stream(seed, "plan")
         self.plan: Plan = scene.load(draw, draw.choice(SAGAS))
+        self._intakes = {
+            intake_queue(p.name, priority)
+            for p in self.choreography.participants
+            for priority in Priority
+        }
         self.doors = self._doors(parts, at_doors) if has_doors else None
         if self.doors is not None:
             self.plan = self.doors.marked(self.plan)
@@ -151,6 +156,7 @@ class World:
         self.network.on_publish = self._on_publish
         if self.doors is not None:
             self.watch.same = self.doors.same
+            self.watch.waits_before = self._is_intake
         self.network.on_taken = self.watch.taken
         self.network.on_deliver = self.watch.delivered
         self.network.on_channel_lost = self.watch.channel_lost
@@ -316,9 +322,12 @@ class World:
         server = self._servers[process.name]
         participant = server.service.participant
         self.left.meets(participant.name, process, subject)
-        intakes = (intake_queue(participant.name, priority) for priority in Priority)
-        if self.doors is not None and undivided(queue) in intakes:
+        if self.doors is not None and self._is_intake(queue):
             self.doors.begins(server.persons, subject)
+
+    def _is_intake(self, queue: str) -> bool:
+        """Whether commands come by a queue."""
+        return undivided(queue) in self._intakes
 
     def _on_publish(self, process: SimulatedProcess, message: PublishedMessage) -> None:
         self.watch.published(process, message)
