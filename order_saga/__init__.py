@@ -14,7 +14,7 @@ from order_saga.load import plan
 from order_saga.outsides import MAIL_SERVER, PROVIDER
 from order_saga.scenarios import SCENARIOS
 from order_service.domain import PARTICIPANT as ORDER
-from order_service.domain import Order
+from order_service.domain import CancelOrder, Order
 from payment_service.domain import PARTICIPANT as PAYMENT
 from saga.archive import OBSERVER as HISTORY
 from saga.declaration import EarlyEnd, PersonsChoice, Saga
@@ -42,7 +42,11 @@ SAGA: Final = Saga(
             },
         ),
     ),
-    early_end=EarlyEnd(ORDER.name, "/orders/{subject}/cancel"),
+    early_end=EarlyEnd(
+        ORDER.name,
+        "/orders/{subject}/cancel",
+        lambda order_id: CancelOrder(order_id=UUID(order_id)),
+    ),
     scenarios=SCENARIOS,
     load=plan,
     commands={

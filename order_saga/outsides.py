@@ -33,7 +33,7 @@ from notification_service.mail import take_out as take_out_of_mails
 from notification_service.store import put_in_question
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import Charge, Payment, PaymentStatus, Refund, SettleCharge
-from payment_service.gateway import GatewayUnavailable, SandboxGateway, ledger_file
+from payment_service.gateway import GatewayUnavailable, NameOf, SandboxGateway, ledger_file
 from payment_service.gateway import take_out as take_out_of_ledger
 from payment_service.ledger import (
     ChargeOutcome,
@@ -46,6 +46,7 @@ from payment_service.ledger import (
 from saga.choreography import State
 from saga.message import Ask, Intent
 from saga.outside import Clear, Desk, Outside, OutsideError
+from saga.personal.persons import Persons
 
 _CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
 
@@ -53,11 +54,20 @@ _CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
 class DeskGateway:
     """A `PaymentGateway` in memory, by the rules of `payment_service.ledger`."""
 
-    def __init__(self, desk: Desk[Ledger]) -> None:
+    def __init__(self, desk: Desk[Ledger], name_of: NameOf | None = None) -> None:
         self._desk = desk
+        self._name_of = name_of
 
     async def charge(
         self, key: str, *, customer: str, currency: str, amount_cents: int
+    ) -> Receipt | Decline:
+        name = customer if self._name_of is None else await self._name_of(customer)
+        return await self._desk.hear(
+            lambda: self._charge(key, customer, currency, amount_cents), lambda: name or ""
+        )
+
+    def _charge(
+        self, key: str, customer: str, currency: str, amount_cents: int
     ) -> Receipt | Decline:
         line = self._desk.books.find(key) or LedgerCharge(
             key, customer, currency, amount_cents, self._desk.decision, f"receipt {key}"
@@ -68,6 +78,9 @@ class DeskGateway:
         return answer
 
     async def refund(self, key: str, *, currency: str, amount_cents: int) -> None:
+        await self._desk.hear(lambda: self._refund(key, currency, amount_cents))
+
+    def _refund(self, key: str, currency: str, amount_cents: int) -> None:
         line = refunded(self._desk.books.find(key), key, currency, amount_cents)
         self._desk.books = self._desk.books.with_line(line)
         self._desk.said = "refunded"
@@ -82,6 +95,13 @@ def asks_provider(desk: Desk[Ledger]) -> Mapping[type[Intent], Ask]:
     from payment_service.app import build_with
 
     return build_with(DeskGateway(desk)).ask
+
+
+def opens_provider(desk: Desk[Ledger], persons: Persons) -> Mapping[type[Intent], Ask]:
+    """The same, where names are sealed."""
+    from payment_service.app import build_with, names_by
+
+    return build_with(DeskGateway(desk, names_by(persons)), persons=persons).ask
 
 
 class LedgerMemory:
@@ -183,6 +203,7 @@ PROVIDER = Outside(
     blank=Ledger(),
     decisions=(ChargeOutcome.CHARGED, ChargeOutcome.CARD_DECLINED),
     ask=asks_provider,
+    opens=opens_provider,
     fails=(GatewayUnavailable,),
     read=read_ledger,
     setting="SANDBOX_URL",
@@ -231,6 +252,9 @@ class DeskMailer:
         self._desk = desk
 
     async def send(self, mail: EmailMessage) -> None:
+        await self._desk.hear(lambda: self._take(mail), lambda: str(mail["To"]))
+
+    def _take(self, mail: EmailMessage) -> None:
         match self._desk.decision:
             case Mailing.REFUSED:
                 raise MailRefused("not now")
@@ -288,12 +312,20 @@ def asks_mail_server(desk: Desk[MailLog]) -> Mapping[type[Intent], Ask]:
     return build_with(_WRITER, DeskMailer(desk), resend_seconds=None).ask
 
 
+def opens_mail_server(desk: Desk[MailLog], persons: Persons) -> Mapping[type[Intent], Ask]:
+    """The same, where names are sealed."""
+    from notification_service.app import build_with
+
+    return build_with(_WRITER, DeskMailer(desk), resend_seconds=None, persons=persons).ask
+
+
 MAIL_SERVER = Outside(
     "mail server",
     asked_by=NOTIFICATION.name,
     blank=MailLog(),
     decisions=tuple(Mailing),
     ask=asks_mail_server,
+    opens=opens_mail_server,
     fails=(MailRefused, MailRejected),
     idempotent=False,
     traces=mailed_about,

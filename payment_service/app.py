@@ -23,6 +23,7 @@ from payment_service.domain import (
 from payment_service.gateway import (
     GatewayConfigurationError,
     GatewayUnavailable,
+    NameOf,
     PaymentGateway,
     SandboxGateway,
     ledger_file,
@@ -118,10 +119,8 @@ def build_with(
     )
 
 
-def build(settings: PaymentSettings) -> Service:
-    """The payment service, with the sandbox as its provider. Raises `SettingsError`."""
-    url = settings.sandbox_url or sqlite_url(settings.data_dir / "provider.db")
-    persons = Persons(settings)
+def names_by(persons: Persons) -> NameOf:
+    """How a provider is told a sealed customer's name; waits for a key store that is away."""
 
     async def name_of(customer: str) -> str | None:
         try:
@@ -131,8 +130,15 @@ def build(settings: PaymentSettings) -> Service:
         except SealingAway as error:
             raise GatewayUnavailable(f"whom to ask for the money: {error}") from error
 
+    return name_of
+
+
+def build(settings: PaymentSettings) -> Service:
+    """The payment service, with the sandbox as its provider. Raises `SettingsError`."""
+    url = settings.sandbox_url or sqlite_url(settings.data_dir / "provider.db")
+    persons = Persons(settings)
     try:
-        gateway = SandboxGateway(url, name_of=name_of)
+        gateway = SandboxGateway(url, name_of=names_by(persons))
     except GatewayConfigurationError as error:
         setting = "SANDBOX_URL" if settings.sandbox_url else "DATA_DIR"
         raise SettingsError(f"{setting}: {error}") from error

@@ -61,7 +61,7 @@ class Charge(_OrderIntent):
 
     answer: ClassVar[type[Answer]] = ChargeAnswered
 
-    customer: str
+    customer: Customer
     currency: Currency
     amount_cents: int
 

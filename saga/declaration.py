@@ -111,10 +111,12 @@ class PersonsChoice:
 class EarlyEnd:
     """How a saga that is open is ended before its time, where whom it is for is to be forgotten: a
     POST to a participant's own HTTP, with no body, where `{subject}` stands for the subject. The
-    service refuses it (409) once it has ended by itself."""
+    service refuses it (409) once it has ended by itself. `command` is what the service then gives
+    itself about a subject: the simulation ends by it."""
 
     participant: str
     path: str
+    command: Callable[[str], Command] | None = None
 
     def path_for(self, subject: str) -> str:
         return self.path.replace("{subject}", quote(subject, safe=""))

@@ -20,7 +20,10 @@ from saga.retry import TransientError
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
+    from saga.personal.persons import Persons
+
 B = TypeVar("B")
+T = TypeVar("T")
 
 
 class OutsideError(Explained):
@@ -38,6 +41,12 @@ class Desk(Generic[B]):
     books: B
     decision: Any
     said: str = ""
+
+    async def hear(self, question: Callable[[], T], told: Callable[[], str] = str) -> T:
+        """What `question` comes to, asked where the outside is: here and at once, by default. An
+        adapter that opens sealed values, for which it may have to wait, works on the desk only in
+        such a question. `told` gives what the outside reads in clear."""
+        return question()
 
 
 class AwayDesk(Desk[B]):
@@ -122,6 +131,10 @@ class Outside(Generic[B]):
     decisions: tuple[Any, ...]
     """All it may decide on something new, the usual one first."""
     ask: Callable[[Desk[B]], Mapping[type[Intent], Ask]]
+    opens: Callable[[Desk[B], Persons], Mapping[type[Intent], Ask]] | None = None
+    """The same where personal data is sealed, for one that is told whom something is about: as the
+    service opens that at the last moment, by the key store that it asks. It works on the desk only
+    in what that is asked to `hear`."""
     fails: tuple[type[Exception], ...] = (TransientError,)
     """What a question may end with besides an answer: its message is tried again, or dead. Of an
     outside that is idempotent, the checker has every question end with each of them, too, before it

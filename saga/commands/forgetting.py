@@ -281,11 +281,12 @@ class _forgetter:  # noqa: N801 - used as a context manager only
     def __init__(self, data_dir: Path) -> None:
         from saga.deployment import Deployment
         from saga.discovery import saga
-        from saga.personal.forgetting import Forgetter, open_keys
+        from saga.personal.forgetting import open_keys
+        from saga.personal.running import forgetter_of
 
         deployment = Deployment.load(data_dir)
         self._store = open_keys(deployment, data_dir)
-        self._forgetter = Forgetter(deployment, data_dir, saga(), self._store)
+        self._forgetter = forgetter_of(deployment, data_dir, saga(), self._store)
 
     def __enter__(self) -> Forgetter:
         return self._forgetter

@@ -8,52 +8,30 @@ be read any more: books add up and histories fold as before.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-import httpx
-
-from saga.auth.keys import KeysError, changing, read_keys
-from saga.backup.manifest import MANIFEST, Manifest, digest_of
 from saga.declaration import EarlyEnd, Saga
-from saga.deployment import FILE_NAME, Deployment
+from saga.deployment import Deployment
 from saga.dlq.audit import who
-from saga.dlq.store import Store
-from saga.envelope import rfc3339
 from saga.errors import Explained, InputError
-from saga.http import post_to_one
-from saga.outside import Clear, OutsideError
-from saga.personal import requests
 from saga.personal.keystore import REASON_MAX_CHARACTERS, KeyStore
-from saga.personal.needle import CHUNK_BYTES
 from saga.personal.opening import open_store, store_url
 from saga.personal.requests import Request
-from saga.personal.whom import POLL_SECONDS, PersonLookup, Whom
-from saga.runtime.disk import explained
+from saga.personal.whom import POLL_SECONDS, Whom
 from saga.runtime.kernel.database import is_postgresql
-from saga.runtime.kernel.sqlite import scrub, sqlite_file
+from saga.runtime.kernel.sqlite import sqlite_file
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.settings import PersonalSettings, Sealing
 from saga.runtime.tasks import in_thread
-from saga.runtime.urls import sqlite_url
 
-ASK_SECONDS: Final = 30.0
-"""How long a service may take to end a saga."""
 MARGIN_SECONDS: Final = 0.5
 """What is waited longer than keys are known for: what was opened last is written then."""
 LISTED_MAX: Final = 20
 """Subjects that are named in one line."""
-_API_KEYS: Final = "API keys"
-_ROTATE: Final = (
-    "rotate the master key (`saga persons rotate-key`) and destroy the old one, which alone can "
-    "unwrap it"
-)
 _FOR_NOTHING_OPEN: Final = {"waits_for": (), "why": "what failed is to be done again"}
 
 Report = Callable[[str], None]
@@ -89,20 +67,63 @@ class Outcome:
         self.taken_out[name] = self.taken_out.get(name, 0) + count
 
 
-class Forgetter:
-    """Forgets people of one system, which runs."""
+class NotEnded(Explained):
+    """A saga was not ended early. Says why."""
 
-    def __init__(self, deployment: Deployment, folder: Path, saga: Saga, store: KeyStore) -> None:
-        self._deployment = deployment
-        self._folder = folder
-        self._saga = saga
-        self._store = store
-        self._lookup = PersonLookup(deployment, folder, saga.choreography, store)
+
+class PeopledSystem(Protocol):
+    """The system that a person is forgotten in: one that runs, or a simulated one."""
 
     async def whom(self, given: str) -> Whom:
         """Find a person by their clear name, by a sealed text, or by their id. Raises
         `InputError` for an unknown person, and what databases raise."""
-        return await self._lookup.whom(given)
+
+    async def open_among(self, subjects: Sequence[str]) -> tuple[str, ...]:
+        """Those of these subjects that have not ended, or about which something is owed or due."""
+
+    async def not_recorded(self, person_id: str) -> str:
+        """Why what was published about a person by now may not all be known, once it was waited
+        for; empty if it is. Raises what databases and the broker raise."""
+
+    async def take_up(self, request: Request) -> Request:
+        """Keep a request that is worked on from now on, and return it. If one about the same person
+        waits, it goes on with that one."""
+
+    async def keep(self, request: Request) -> None:
+        """Keep a request, in the place of an earlier one about the same person."""
+
+    async def drop(self, person_id: str) -> None:
+        """The person is forgotten."""
+
+    async def end(self, early: EarlyEnd, subject: str) -> bool:
+        """End an open saga; False where it has ended by itself. Raises `NotEnded`."""
+
+    async def take_out(self, outcome: Outcome) -> None:
+        """Take out what is in clear outside the participants, and note in `outcome` what was."""
+
+    async def take_out_of_backup(self, outcome: Outcome, folder: Path) -> None:
+        """The same in a backup's copies, if that folder is one."""
+
+    async def key_left(self, request: Request, traces: tuple[bytes, ...]) -> Sequence[str]:
+        """Where a key that was just destroyed may still be, a line each for people. None of
+        `traces` means that its bytes are not known."""
+
+    async def note(self, request: Request, outcome: Outcome) -> None:
+        """Say in the audit record who forgot whom, and why."""
+
+
+class Forgetter:
+    """Forgets people of one system."""
+
+    def __init__(self, saga: Saga, store: KeyStore, system: PeopledSystem) -> None:
+        """See `saga.personal.running.forgetter_of`."""
+        self._saga = saga
+        self._store = store
+        self._system = system
+
+    async def whom(self, given: str) -> Whom:
+        """See `PeopledSystem.whom`."""
+        return await self._system.whom(given)
 
     async def forget(
         self,
@@ -129,7 +150,7 @@ class Forgetter:
             texts=tuple(whom.values.values()),
         )
         # From now on it is known, even if this command is ended.
-        request = await in_thread(requests.take_up, self._folder, asked)
+        request = await self._system.take_up(asked)
         traces = await in_thread(self._store.traces, whom.person.person_id, whom.values)
         if traces:
             waits = await self._clear_the_way(outcome, request, wait_seconds, report)
@@ -137,23 +158,22 @@ class Forgetter:
                 return await self._put_off(outcome, waits)
         request = await self._destroy(outcome, request, traces, report)
         outcome.left += outcome.whom.not_looked_at
-        await in_thread(self._take_out, outcome)  # What was written meanwhile.
+        await self._system.take_out(outcome)  # What was written meanwhile.
         for folder in backups:
-            if (folder / MANIFEST).is_file():
-                await in_thread(self._take_out_of_backup, outcome, folder)
+            await self._system.take_out_of_backup(outcome, folder)
         if not whom.values:
             outcome.left.append(
                 "their key was gone already, so what they are called in clear is not known here: "
                 "`saga forget --verify` looks for it, if you give it"
             )
-        await in_thread(self._note, request, outcome)
+        await self._system.note(request, outcome)
         if outcome.again:
             return await self._put_off(outcome, request.model_copy(update=_FOR_NOTHING_OPEN))
-        await in_thread(requests.drop, self._folder, request.person_id)
+        await self._system.drop(request.person_id)
         return outcome
 
     async def _put_off(self, outcome: Outcome, request: Request) -> Outcome:
-        await in_thread(requests.keep, self._folder, request)
+        await self._system.keep(request)
         outcome.request = request
         return outcome
 
@@ -163,12 +183,12 @@ class Forgetter:
         """Do all that has to be done while their key is there. Returns None once it may be
         destroyed: nothing of theirs is open then, and nothing begins any more; or the request, with
         what it waits for."""
-        deadline = time.monotonic() + wait_seconds
+        deadline = _now() + wait_seconds
         waits = await self._until_nothing_is_open(outcome, request, deadline, report)
         if waits is not None:
             return waits
         # While what they are called is known: it cannot be told once the key is gone.
-        await in_thread(self._take_out, outcome)
+        await self._system.take_out(outcome)
         if outcome.again:
             return request.model_copy(update=_FOR_NOTHING_OPEN)
         outcome.left.clear()  # It is said once more, once the key is gone.
@@ -182,10 +202,10 @@ class Forgetter:
         """End what is open, as of what was published by now. Returns None once nothing is; or the
         request, with what it waits for."""
         while True:
-            if why := await self._lookup.not_recorded(request.person_id):
+            if why := await self._system.not_recorded(request.person_id):
                 outcome.refused.append(f"what is open is not known: {why}")
                 return request.model_copy(update={"waits_for": (), "why": why})
-            outcome.whom = await self._lookup.whom(request.person_id)
+            outcome.whom = await self._system.whom(request.person_id)
             if not outcome.whom.open:
                 return None
             still_open = await self._end(outcome, deadline, report)
@@ -204,31 +224,22 @@ class Forgetter:
         else:
             for subject in open_now:
                 await self._end_one(self._saga.early_end, subject, outcome)
-        wait_seconds = max(0.0, deadline - time.monotonic())
+        wait_seconds = max(0.0, deadline - _now())
         report(f"waiting for {len(open_now)} open sagas to end, {wait_seconds:.3g} s at most")
-        while still_open := await self._lookup.open_among(open_now):
-            if time.monotonic() > deadline:
+        while still_open := await self._system.open_among(open_now):
+            if _now() > deadline:
                 break
             await asyncio.sleep(POLL_SECONDS)
         return still_open
 
     async def _end_one(self, early: EarlyEnd, subject: str, outcome: Outcome) -> None:
-        urls = self._deployment.http_urls.get(early.participant, ())
         try:
-            answer = await post_to_one(urls, early.path_for(subject), None, ASK_SECONDS)
-        except httpx.HTTPError as error:
-            outcome.refused.append(
-                f"{subject}: {early.participant} did not answer: "
-                f"{str(error) or type(error).__name__}"
-            )
-            return
-        if answer is None:
-            outcome.refused.append(f"{subject}: no service {early.participant} runs; start it")
-        elif answer.is_success:
-            if subject not in outcome.ended:
+            ended = await self._system.end(early, subject)
+        except NotEnded as error:
+            outcome.refused.append(f"{subject}: {error}")
+        else:
+            if ended and subject not in outcome.ended:
                 outcome.ended.append(subject)
-        elif answer.status_code != httpx.codes.CONFLICT:  # Then it has ended by itself.
-            outcome.refused.append(f"{subject}: {early.participant} answered {answer.status_code}")
 
     async def _destroy(
         self, outcome: Outcome, request: Request, traces: tuple[bytes, ...], report: Report
@@ -240,7 +251,7 @@ class Forgetter:
         if traces:
             # Before: once the key is gone, what began meanwhile cannot be told from the rest.
             request = request.model_copy(update={"subjects_before": outcome.whom.subjects})
-            await in_thread(requests.keep, self._folder, request)
+            await self._system.keep(request)
         forgotten = await in_thread(self._store.forget, person_id, request.reason)
         outcome.forgotten_at = forgotten.forgotten_at
         if request.subjects_before is not None:
@@ -254,26 +265,11 @@ class Forgetter:
                 "did that does not say what was there before; look at what is open of "
                 f"{listed(outcome.whom.subjects)}"
             )
-        url = store_url(self._deployment.personal_settings(self._folder))
-        if is_postgresql(url):
-            outcome.left.append(
-                "the key store is on a server, whose log and dead rows may hold the wrapped key "
-                f"for a while: {_ROTATE}"
-            )
-        elif not traces:
-            if not request.key_store_searched:
-                outcome.left.append(
-                    f"{sqlite_file(url)} was not looked through for the wrapped key, which was "
-                    f"gone already, so that its bytes are not known: {_ROTATE}"
-                )
-        elif await in_thread(_left_of, sqlite_file(url), traces):
-            outcome.left.append(
-                f"{sqlite_file(url)} still holds the wrapped key in a free page or its log: end "
-                f"what reads it, and {_ROTATE}"
-            )
-        else:
+        left = await self._system.key_left(request, traces)
+        outcome.left += left
+        if traces and not left:
             request = request.model_copy(update={"key_store_searched": True})
-            await in_thread(requests.keep, self._folder, request)
+            await self._system.keep(request)
         return request
 
     async def _outwait(self, report: Report, what: str, changed_at: datetime | None = None) -> None:
@@ -291,12 +287,12 @@ class Forgetter:
         """Name what began while the key was being destroyed: by a command that was sealed
         before, and that came late. It goes on under the sealed text."""
         before = outcome.whom
-        why = await self._lookup.not_recorded(before.person.person_id)
+        why = await self._system.not_recorded(before.person.person_id)
         if why:
             outcome.left.append(
                 f"whether something began for them while the key was destroyed is not known: {why}"
             )
-        after = await self._lookup.whom(before.person.person_id)
+        after = await self._system.whom(before.person.person_id)
         outcome.whom = replace(
             after,
             values=before.values,
@@ -311,106 +307,10 @@ class Forgetter:
                 f"them: {listed(outcome.began)}"
             )
 
-    def _take_out(self, outcome: Outcome) -> None:
-        """Revoke their API keys, which name them, and have outsides take out what they have in
-        clear."""
-        whom = outcome.whom
-        try:
-            self._revoke_keys(outcome)
-        except KeysError as error:
-            outcome.again.append(f"their API keys: {error}")
-        for outside in self._saga.outside:
-            if outside.forget is None:
-                outcome.left.append(
-                    f"{outside.name} cannot be told by us to forget a person: ask those who run it"
-                )
-                continue
-            clear = Clear(
-                values=whom.values,
-                references=whom.references,
-                subjects=whom.subjects,
-                folder=self._folder,
-                books_url=self._deployment.outside_urls.get(outside.name),
-            )
-            try:
-                outcome.took(outside.name, outside.forget(clear))
-            except (OutsideError, InputError, OSError) as error:
-                why = explained(error) if isinstance(error, OSError) else str(error)
-                outcome.again.append(f"{outside.name}: {why}")
 
-    def _revoke_keys(self, outcome: Outcome) -> None:
-        """Take their API keys out of the file that services read. Raises `KeysError`."""
-        whom, file = outcome.whom, self._deployment.api_keys_file
-        if file is None:
-            outcome.left.append(
-                f"API keys were not looked at: {self._folder / FILE_NAME} does not say where they "
-                f"are (api_keys_file); `saga keys list --file FILE` has the names, "
-                f"`saga keys revoke` ends a key"
-            )
-            return
-        if read_keys(file):
-            if not whom.values:
-                outcome.left.append(
-                    f"API keys were not looked for: what they are called in clear is not known; "
-                    f"`saga keys list --file {file}` has the names"
-                )
-                return
-            with changing(file) as keys:
-                others = [k for k in keys if not {k.owner, k.name} & whom.values.keys()]
-                outcome.took(_API_KEYS, len(keys) - len(others))
-                keys[:] = others
-        if self._deployment.api_keys_copied and outcome.taken_out.get(_API_KEYS):
-            outcome.left.append(
-                f"services have copies of {file}, which name them, and take their keys until what "
-                f"made these copies runs again (`python -m saga.bootstrap`, the container `init`)"
-            )
-
-    def _take_out_of_backup(self, outcome: Outcome, folder: Path) -> None:
-        """Remove what a backup's copies of the outsides' books have in clear."""
-        whom = outcome.whom
-        manifest = Manifest.load(folder)
-        outsides = dict(manifest.outside)
-        for outside in self._saga.outside:
-            copied = outsides.get(outside.name)
-            if copied is None or outside.forget is None:
-                continue
-            file = folder / copied.file
-            clear = Clear(
-                values=whom.values,
-                references=whom.references,
-                subjects=whom.subjects,
-                folder=folder,
-                books_url=sqlite_url(file),
-            )
-            try:
-                outcome.took(f"{outside.name} in {folder}", outside.forget(clear))
-            except (OutsideError, InputError, OSError) as error:
-                why = explained(error) if isinstance(error, OSError) else str(error)
-                outcome.left.append(f"{outside.name} in {folder}: {why}")
-            # Also where it failed: it may have written some.
-            changed = {"bytes": file.stat().st_size, "sha256": digest_of(file)}
-            outsides[outside.name] = copied.model_copy(update=changed)
-            manifest.model_copy(update={"outside": outsides}).save(folder)
-
-    def _note(self, request: Request, outcome: Outcome) -> None:
-        """Say in the audit record who forgot whom, and why."""
-        url = self._deployment.dead_letters_url
-        if url is None:
-            raise InputError("the deployment names no store of dead letters: dead_letters_url")
-        store = Store(url)
-        try:
-            result = {
-                "asked_by": request.who,
-                "asked_at": rfc3339(request.asked_at),
-                "subjects": len(outcome.whom.subjects),
-                "ended": len(outcome.ended),
-                "began": outcome.began[:LISTED_MAX],
-                "taken_out": outcome.taken_out,
-                "left": len(outcome.left),
-            }
-            store.note("forget", request.reason, {"person": request.person_id}, result)
-        finally:
-            store.close()
+def _now() -> float:
+    """By the clock of the event loop."""
+    return asyncio.get_running_loop().time()
 
 
 def listed(subjects: Sequence[str]) -> str:
@@ -446,26 +346,3 @@ def check_reason(reason: str) -> None:
             f"the --reason has {len(reason)} characters; write 1 to {REASON_MAX_CHARACTERS}, and "
             f"nothing that tells who it is about"
         )
-
-
-def _left_of(path: Path, traces: tuple[bytes, ...]) -> bool:
-    """Whether a SQLite file or its log holds any of these, after it was scrubbed."""
-    with contextlib.suppress(sqlite3.Error):  # What it has left is found.
-        scrub(path)
-    return holds_any(path, traces)
-
-
-def holds_any(path: Path, traces: tuple[bytes, ...]) -> bool:
-    """Whether any of these is in the bytes of a SQLite file or its log. Raises `OSError`."""
-    longest = max(map(len, traces), default=0)
-    for file in (path, path.with_name(path.name + "-wal")):
-        if not file.is_file():
-            continue
-        with file.open("rb") as stream:
-            tail = b""
-            while chunk := stream.read(CHUNK_BYTES):
-                window = tail + chunk
-                if any(trace in window for trace in traces):
-                    return True
-                tail = window[-longest:]
-    return False

@@ -64,17 +64,17 @@ Column = Literal["digest", "person_id"]
 K = TypeVar("K")
 V = TypeVar("V")
 
-_metadata = sa.MetaData()
+METADATA: Final = sa.MetaData()
 secrets_table = sa.Table(
     "secrets",
-    _metadata,
+    METADATA,
     sa.Column("name", sa.String(32), primary_key=True),
     sa.Column("wrapped", sa.LargeBinary, nullable=False),
     sa.Column("wrapped_by", sa.String(32), nullable=False),
 )
 persons_table = sa.Table(
     "persons",
-    _metadata,
+    METADATA,
     sa.Column("person_id", sa.String(22), primary_key=True),
     sa.Column("digest", sa.LargeBinary, unique=True),
     sa.Column("wrapped", sa.LargeBinary),
@@ -111,15 +111,16 @@ class Person:
 class _Cache(Generic[K, V]):
     """What was read lately: at most so many, and for so long. Threads may share one."""
 
-    def __init__(self, seconds: float, at_most: int) -> None:
+    def __init__(self, seconds: float, at_most: int, monotonic: Callable[[], float]) -> None:
         self._seconds = seconds
         self._at_most = at_most
+        self._monotonic = monotonic
         self._found: OrderedDict[K, tuple[float, V]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
         entry = self._found.get(key)
-        if entry is None or entry[0] < time.monotonic():
+        if entry is None or entry[0] < self._monotonic():
             return None
         return entry[1]
 
@@ -136,7 +137,7 @@ class _Cache(Generic[K, V]):
             self._found.clear()
 
 
-class _Ground(Protocol):
+class Ground(Protocol):
     """A database, as threads use it: calls block, and may come from several threads."""
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -147,11 +148,11 @@ class _Ground(Protocol):
         """Run `work` on what is committed. Raises `KeyStoreAway`."""
         ...
 
-    def find(self, column: Column, values: Sequence[Any]) -> list[_Key]:
+    def find(self, column: Column, values: Sequence[Any]) -> list[PersonKey]:
         """The rows with a key that have one of these values. Raises `KeyStoreAway`."""
         ...
 
-    def add(self, rows: Sequence[_NewRow]) -> list[_Key]:
+    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
         """Insert the rows, in a transaction that is durable when this returns, but for those of
         digests that have one. Returns what is found by their digests then, if any had. Raises
         `KeyStoreAway`."""
@@ -181,7 +182,7 @@ class _File:
 
         try:
             _make_private(self._path)
-            made_by_one(lambda: _metadata.create_all(self._engine))
+            made_by_one(lambda: METADATA.create_all(self._engine))
             self._held = self._engine.connect()
             self._driver: Any = self._held.connection.dbapi_connection  # sqlite3's
             self._driving = threading.Lock()
@@ -199,31 +200,15 @@ class _File:
         with self._there(), self._engine.connect().execution_options(reads=True) as connection:
             return work(connection)
 
-    def find(self, column: Column, values: Sequence[Any]) -> list[_Key]:
+    def find(self, column: Column, values: Sequence[Any]) -> list[PersonKey]:
         with self._there(), self._driving:
-            return self._found(column, values)
+            return find_in(self._driver, column, values)
 
-    def add(self, rows: Sequence[_NewRow]) -> list[_Key]:
+    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
         with self._there(), self._driving:
-            self._driver.execute("BEGIN IMMEDIATE")
-            try:
-                added = self._driver.executemany(_ADD, map(_in_sqlite, rows)).rowcount
-                known = [] if added == len(rows) else self._found("digest", _digests_of(rows))
-                self._driver.commit()
-            except BaseException:
-                self._driver.rollback()
-                raise
+            known = add_to(self._driver, rows)
         self._check()
         return known
-
-    def _found(self, column: Column, values: Sequence[Any]) -> list[_Key]:
-        found: list[_Key] = []
-        for start in range(0, len(values), AT_ONCE):
-            page = values[start : start + AT_ONCE]
-            places = ", ".join("?" * len(page))
-            rows = self._driver.execute(f"{_FIND_IN} {column} IN ({places})", page)
-            found += [_Key(*row) for row in rows]
-        return found
 
     def wipe(self) -> None:
         with self._there():
@@ -271,7 +256,7 @@ class _Server:
         try:
             self._database = self._asked(
                 PostgresDatabase.open(
-                    url, Schema(_metadata), name="saga persons", patience_seconds=patience_seconds
+                    url, Schema(METADATA), name="saga persons", patience_seconds=patience_seconds
                 )
             )
         except BaseException as error:
@@ -286,11 +271,11 @@ class _Server:
     def read(self, work: Callable[[Connection], T]) -> T:
         return self._run(self._database.read(work))
 
-    def find(self, column: Column, values: Sequence[Any]) -> list[_Key]:
+    def find(self, column: Column, values: Sequence[Any]) -> list[PersonKey]:
         return self.read(lambda connection: _find(connection, column, values))
 
-    def add(self, rows: Sequence[_NewRow]) -> list[_Key]:
-        def work(connection: Connection) -> list[_Key]:
+    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
+        def work(connection: Connection) -> list[PersonKey]:
             added = _insert_new(connection, persons_table, [row._asdict() for row in rows])
             if added == len(rows):
                 return []
@@ -332,21 +317,26 @@ class KeyStore:
 
     def __init__(
         self,
-        ground: _Ground,
+        ground: Ground,
         keys: MasterKeys,
         *,
         cache_seconds: float = CACHE_SECONDS,
         cached_max: int = CACHED_MAX,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+        random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """Use `open_store`. Raises `KeyStoreError` if the store is another master key's."""
+        """Use `open_store`. Raises `KeyStoreError` if the store is another master key's. Keys and
+        ids are made of `random_bytes`, so many at a time; what was read ages by `monotonic`."""
         self._ground = ground
         self._keys = keys
         self._now = now
+        self._monotonic = monotonic
+        self._random_bytes = random_bytes
         self.cache_seconds = cache_seconds
-        self._sealed: _Cache[str, str] = _Cache(cache_seconds, cached_max)
+        self._sealed: _Cache[str, str] = _Cache(cache_seconds, cached_max, monotonic)
         """Keyed by the clear value."""
-        self._ciphers: _Cache[str, AESSIV] = _Cache(cache_seconds, cached_max)
+        self._ciphers: _Cache[str, AESSIV] = _Cache(cache_seconds, cached_max, monotonic)
         """Keyed by person id."""
         self._index = self._index_key()
 
@@ -364,7 +354,7 @@ class KeyStore:
         Raises `KeyStoreAway` for one that is out of reach, and `KeyStoreError`.
         """
         try:
-            ground: _Ground = _Server(url, patience_seconds) if is_postgresql(url) else _File(url)
+            ground: Ground = _Server(url, patience_seconds) if is_postgresql(url) else _File(url)
         except DatabaseError as error:
             raise KeyStoreError(f"PERSONS_DATABASE_URL: {error}") from error
         try:
@@ -399,7 +389,7 @@ class KeyStore:
                 unknown.append(value)
         if not unknown:
             return result
-        read_at = time.monotonic()
+        read_at = self._monotonic()
         by_digest = {self._digest(value): value for value in unknown}
         rows = {row.digest: row for row in self._ground.find("digest", [*by_digest])}
         if missing := [digest for digest in by_digest if digest not in rows]:
@@ -408,7 +398,7 @@ class KeyStore:
             result[value] = self._seal_under(rows[digest], value, read_at)
         return result
 
-    def _seal_under(self, row: _Key, value: str, read_at: float) -> str:
+    def _seal_under(self, row: PersonKey, value: str, read_at: float) -> str:
         """Seal a value under the key of a row that was read, and remember both."""
         cipher = self._ciphers.get(row.person_id)
         if cipher is None:
@@ -427,7 +417,7 @@ class KeyStore:
         person_id = person_id_in(value)
         cipher = self._ciphers.get(person_id)
         if cipher is None:
-            read_at = time.monotonic()
+            read_at = self._monotonic()
             cipher = self._read_cipher(person_id)
             self._ciphers.put(person_id, cipher, read_at)
         return open_under(cipher, value)
@@ -447,7 +437,7 @@ class KeyStore:
             if self._ciphers.get(person_id) is None
         ]
         if unknown:
-            read_at = time.monotonic()
+            read_at = self._monotonic()
             for row in self._ground.find("person_id", unknown):
                 key = self._keys.unwrap(row.wrapped, row.wrapped_by, row.person_id)
                 self._ciphers.put(row.person_id, AESSIV(key), read_at)
@@ -460,7 +450,7 @@ class KeyStore:
             return value
         if (found := self._sealed.get(value)) is not None:
             return found
-        read_at, digest = time.monotonic(), self._digest(value)
+        read_at, digest = self._monotonic(), self._digest(value)
         # Under the row that was found: a person forgotten meanwhile is not made again.
         rows = self._ground.find("digest", [digest])
         return self._seal_under(rows[0], value, read_at) if rows else None
@@ -475,8 +465,7 @@ class KeyStore:
 
     def person(self, person_id: str) -> Person:
         """Raises `UnknownPerson` and `KeyStoreAway`."""
-        query = sa.select(persons_table).where(persons_table.c.person_id == person_id)
-        row = self._ground.read(lambda connection: connection.execute(query).mappings().first())
+        row = self._row_of(person_id)
         if row is None:
             raise UnknownPerson(f"the key store knows no person {person_id!r}")
         return _person(row)
@@ -570,36 +559,43 @@ class KeyStore:
 
     def _index_key(self) -> bytes:
         """The key that persons are looked up by; the first to open the store makes it."""
-        query = sa.select(secrets_table).where(secrets_table.c.name == _INDEX)
 
         def make(connection: Connection) -> Any:
-            wrapped, wrapped_by = self._keys.wrap(os.urandom(32), _INDEX)
+            wrapped, wrapped_by = self._keys.wrap(self._random_bytes(32), _INDEX)
             _insert_new(
                 connection,
                 secrets_table,
                 [{"name": _INDEX, "wrapped": wrapped, "wrapped_by": wrapped_by}],
             )
-            return connection.execute(query).mappings().one()
+            return connection.execute(_INDEX_ROW).mappings().one()
 
-        row = self._ground.read(lambda connection: connection.execute(query).mappings().first())
+        row = self._ground.read(
+            lambda connection: connection.execute(_INDEX_ROW).mappings().first()
+        )
         if row is None:
             row = self._ground.write(make)
         return self._keys.unwrap(row["wrapped"], row["wrapped_by"], _INDEX)
 
-    def _make(self, digests: Sequence[bytes]) -> list[_Key]:
+    def _make(self, digests: Sequence[bytes]) -> list[PersonKey]:
         """Rows of new persons. A person that another process made meanwhile stays as that one made
         it."""
         at, made, rows = self._now(), [], []
         for digest in digests:
-            person_id, key = new_person_id(), os.urandom(KEY_BYTES)
+            person_id = new_person_id(self._random_bytes)
+            key = self._random_bytes(KEY_BYTES)
             wrapped, wrapped_by = self._keys.wrap(key, person_id)
-            made.append(_Key(digest, person_id, wrapped, wrapped_by, key))
-            rows.append(_NewRow(person_id, digest, wrapped, wrapped_by, at))
+            made.append(PersonKey(digest, person_id, wrapped, wrapped_by, key))
+            rows.append(NewPerson(person_id, digest, wrapped, wrapped_by, at))
         return self._ground.add(rows) or made
 
+    def _row_of(self, person_id: str) -> RowMapping | None:
+        given = {"person_id": person_id}
+        return self._ground.read(
+            lambda connection: connection.execute(_PERSON, given).mappings().first()
+        )
+
     def _read_cipher(self, person_id: str) -> AESSIV:
-        query = sa.select(persons_table).where(persons_table.c.person_id == person_id)
-        row = self._ground.read(lambda connection: connection.execute(query).mappings().first())
+        row = self._row_of(person_id)
         if row is None:
             raise Unsealable(
                 f"a value of person {person_id} cannot be opened: this key store knows no person "
@@ -643,7 +639,7 @@ class KeyStore:
         return len(rows)
 
 
-class _Key(NamedTuple):
+class PersonKey(NamedTuple):
     """A person's row, as far as it takes to seal. `key` is known of one that was just made."""
 
     digest: bytes | None
@@ -654,7 +650,7 @@ class _Key(NamedTuple):
     key: bytes | None = None
 
 
-class _NewRow(NamedTuple):
+class NewPerson(NamedTuple):
     """A row of the table of persons, by its columns."""
 
     person_id: str
@@ -664,14 +660,44 @@ class _NewRow(NamedTuple):
     created_at: datetime
 
 
-def _in_sqlite(row: _NewRow) -> tuple[object, ...]:
+def _in_sqlite(row: NewPerson) -> tuple[object, ...]:
     return (*row[:-1], microseconds_of(row.created_at))
 
 
-def _digests_of(rows: Iterable[_NewRow]) -> list[bytes]:
+def _digests_of(rows: Iterable[NewPerson]) -> list[bytes]:
     return [row.digest for row in rows]
 
 
+def find_in(driver: Any, column: Column, values: Sequence[Any]) -> list[PersonKey]:
+    """The rows with a key that have one of these values. `driver` is a connection of sqlite3's."""
+    found: list[PersonKey] = []
+    for start in range(0, len(values), AT_ONCE):
+        page = values[start : start + AT_ONCE]
+        places = ", ".join("?" * len(page))
+        rows = driver.execute(f"{_FIND_IN} {column} IN ({places})", page)
+        found += [PersonKey(*row) for row in rows]
+    return found
+
+
+def add_to(driver: Any, rows: Sequence[NewPerson]) -> list[PersonKey]:
+    """Insert the rows in a transaction, but for those of digests that have one. Returns what is
+    found by their digests then, if any had."""
+    driver.execute("BEGIN IMMEDIATE")
+    try:
+        added = driver.executemany(_ADD, map(_in_sqlite, rows)).rowcount
+        known = [] if added == len(rows) else find_in(driver, "digest", _digests_of(rows))
+        driver.commit()
+    except BaseException:
+        driver.rollback()
+        raise
+    return known
+
+
+# Built once: that takes longer than to execute them.
+_INDEX_ROW: Final = sa.select(secrets_table).where(secrets_table.c.name == _INDEX)
+_PERSON: Final = sa.select(persons_table).where(
+    persons_table.c.person_id == sa.bindparam("person_id")
+)
 _FIND_IN: Final = (
     "SELECT digest, person_id, wrapped, wrapped_by FROM persons WHERE wrapped IS NOT NULL AND"
 )
@@ -681,15 +707,15 @@ _ADD: Final = (
 )
 
 
-def _find(connection: Connection, column: Column, values: Sequence[Any]) -> list[_Key]:
+def _find(connection: Connection, column: Column, values: Sequence[Any]) -> list[PersonKey]:
     """The rows with a key that have one of these values in the column."""
     table = persons_table.c
-    found: list[_Key] = []
+    found: list[PersonKey] = []
     query = sa.select(table.digest, table.person_id, table.wrapped, table.wrapped_by)
     for start in range(0, len(values), AT_ONCE):
         page = table[column].in_(values[start : start + AT_ONCE])
         rows = connection.execute(query.where(table.wrapped.is_not(None), page))
-        found += [_Key(*row) for row in rows]
+        found += [PersonKey(*row) for row in rows]
     return found
 
 
@@ -715,9 +741,9 @@ def _person(row: RowMapping) -> Person:
     return Person(row["person_id"], row["created_at"], row["forgotten_at"], row["reason"] or "")
 
 
-def new_person_id() -> str:
+def new_person_id(random_bytes: Callable[[int], bytes] = os.urandom) -> str:
     """The random id of one more person."""
-    return text_of_bytes(os.urandom(PERSON_BYTES))
+    return text_of_bytes(random_bytes(PERSON_BYTES))
 
 
 def _make_private(path: Path) -> None:

@@ -128,7 +128,7 @@ class PersonLookup:
         rows = read_database(url, lambda connection: _naming(connection, marker))
         texts: set[str] = set()
         for _, body in rows:
-            texts |= _sealed_texts(body, marker.encode())
+            texts |= sealed_texts_in(body, marker.encode())
         return tuple(sorted({subject for subject, _ in rows if subject})), texts
 
     def _opened(self, texts: Collection[str]) -> dict[str, str]:
@@ -265,7 +265,7 @@ def _maybe_open(connection: Connection, subjects: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def _sealed_texts(body: bytes, marker: bytes) -> set[str]:
+def sealed_texts_in(body: bytes, marker: bytes) -> set[str]:
     """The sealed texts of a person in a document."""
     texts: set[str] = set()
     start = body.find(marker)

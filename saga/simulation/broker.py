@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -136,6 +136,8 @@ class Broker:
         self._hashed: dict[str, list[str]] = {}
         """Keyed by the name of an exchange that hashes: the queues it divides messages among."""
         self._queues: dict[str, SimulatedQueue] = {}
+        self._read: dict[str, list[str]] = {}
+        """Keyed by participant: the queues it reads."""
         self._routes: dict[tuple[str, str], list[SimulatedQueue]] = {}
         self.on_publish: Callable[[bytes], None] = lambda _: None
         """Called with the body of whatever is published."""
@@ -155,15 +157,25 @@ class Broker:
             elif (bound := (binding.key, binding.queue)) not in self._bindings[binding.exchange]:
                 self._bindings[binding.exchange].append(bound)
         self._routes.clear()
+        self._read.clear()
 
     def empty(self) -> None:
         """Forget all messages. Connections from before still refer to the queues of before."""
         self._queues = {n: SimulatedQueue(n, queue.arguments) for n, queue in self._queues.items()}
         self._routes.clear()
 
+    @property
+    def queues(self) -> Collection[str]:
+        """The names of all queues."""
+        return self._queues.keys()
+
     def queues_of(self, participant: Participant) -> list[str]:
         """The queues that a participant reads, partitions among them."""
-        return [queue for queue in self._queues if reads(participant, queue)]
+        found = self._read.get(participant.name)
+        if found is None:  # It is asked for thousands of times in a run.
+            found = [queue for queue in self._queues if reads(participant, queue)]
+            self._read[participant.name] = found
+        return found
 
     def messages_in(self, queue: str) -> list[PublishedMessage]:
         """What is ready in a queue, in its order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -74,6 +74,15 @@ class SimulatedStore:
     def committed(self) -> list[bytes]:
         """The bodies of all events that were ever committed to be published."""
         return [row[0] for row in self._raw.execute(f"SELECT body FROM {_COMMITTED}")]  # noqa: S608 - ours
+
+    def rows(self) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+        """All that there is, by table."""
+        for name in self._names:
+            yield name, self._raw.execute(f"SELECT * FROM {name}").fetchall()  # noqa: S608 - ours
+
+    def waiting(self) -> list[bytes]:
+        """The bodies in the outbox."""
+        return [row[0] for row in self._raw.execute(f"SELECT body FROM {self._outbox}")]  # noqa: S608 - ours
 
     def unpublished(self) -> int:
         """How many rows are in the outbox."""

@@ -16,6 +16,9 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVarTuple, Unpack
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.util import greenlet_spawn
 
 STEP_SECONDS = 0.00002
 """What running one callback takes of the simulated time: so timers also end while there is work."""
@@ -103,6 +106,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._seen: Counter[str] | None = None
         """What the steps are, while they are counted."""
         self.steps = 0
+        self._threads: WeakKeyDictionary[Any, asyncio.Task[Any]] = WeakKeyDictionary()
+        """Keyed by executor: what its thread was given last."""
         self.before_step: Callable[[SimulatedProcess], None] = lambda _: None
         """Called with the process whose callback is to run next; may kill it."""
         self.on_error: Callable[[str, BaseException | None], None] = lambda _, __: None
@@ -265,6 +270,23 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         future = super().create_future()
         _process.get().futures.append(future)
         return future
+
+    def run_in_executor(
+        self, executor: Any, func: Callable[[Unpack[Ts]], Any], *args: *Ts
+    ) -> asyncio.Task[Any]:
+        """Call what blocks, in the one thread of an executor, or in one of its own. Where it blocks
+        it waits by `sqlalchemy.util.await_only`, and all else goes on meanwhile."""
+        before = None if executor is None else self._threads.get(executor)
+
+        async def called() -> Any:
+            if before is not None:
+                await asyncio.wait((before,))
+            return await greenlet_spawn(func, *args)
+
+        task = self.create_task(called())
+        if executor is not None:
+            self._threads[executor] = task
+        return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")

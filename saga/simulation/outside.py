@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from saga.envelope import Envelope, MessageKey
 from saga.message import Answer, Ask, Intent
-from saga.outside import Outside
+from saga.outside import Desk, Outside
 from saga.retry import TransientError
 from saga.runtime.telemetry import ABOUT
+from saga.simulation.doors import Doors
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process, settle
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.weather import FaultSchedule
@@ -20,6 +21,11 @@ OUTAGE_SECONDS = 60.0
 """How long it may be away."""
 SLOW_SECONDS = 20.0
 """What a slow answer may take."""
+
+
+T = TypeVar("T")
+Heard = tuple[T, Any, str]
+"""What a question comes to, the books after it, and how it was taken."""
 
 
 class SimulatedOutside:
@@ -40,6 +46,7 @@ class SimulatedOutside:
         planned: Callable[[Intent], Any] | None,
         on_crash: Callable[[SimulatedProcess], None],
         trouble: Callable[[str, str], None],
+        doors: Doors | None = None,
     ) -> None:
         self._trouble = trouble
         self._effects: set[tuple[type[Intent], str, MessageKey]] = set()
@@ -58,6 +65,11 @@ class SimulatedOutside:
         self._world = world
         self._chance = chance
         self._planned = planned
+        self._doors = doors
+
+    @property
+    def name(self) -> str:
+        return self._outside.name
 
     @property
     def asks(self) -> Mapping[type[Intent], Ask]:
@@ -65,14 +77,25 @@ class SimulatedOutside:
         return dict.fromkeys(self._outside.intents, self._ask)
 
     async def _ask(self, intent: Intent) -> Answer:
+        """Put a question, by what opens what is sealed in it in a run with doors."""
+        outside = self._outside
+        if self._doors is None or outside.opens is None:
+            return await self.reach(intent, lambda decision: self._at_once(intent, decision))
+        desk = _DistantDesk(self, self._doors, intent)
+        return await outside.opens(desk, self._doors.here)[type(intent)](intent)
+
+    def _at_once(self, intent: Intent, decision: Any) -> Heard[Answer]:
+        return self._outside.hear(self.books, intent, decision)
+
+    async def reach(self, intent: Intent, hear: Callable[[Any], Heard[T]]) -> T:
         """The question goes there, where it is heard, and its answer, or error, comes back."""
-        answer: asyncio.Future[Answer] = self._loop.create_future()
+        answer: asyncio.Future[T] = self._loop.create_future()
         asker, cause = current_process(), ABOUT.get()
 
         def take() -> None:
-            result: Answer | Exception
+            result: T | Exception
             try:
-                result = self._hear(intent, cause)
+                result = self._hear(intent, cause, hear)
             except Exception as error:
                 result = error
             name = type(intent).__name__
@@ -85,7 +108,9 @@ class SimulatedOutside:
         self._loop.call_later(self._weather.latency(), take, context=self._world.context)
         return await answer
 
-    def _hear(self, intent: Intent, cause: Envelope[Any] | None) -> Answer:
+    def _hear(
+        self, intent: Intent, cause: Envelope[Any] | None, hear: Callable[[Any], Heard[T]]
+    ) -> T:
         weather, outside, name = self._weather, self._outside, type(intent).__name__
         if outside.idempotent and self._is_away(name):
             raise TransientError("simulated: away")
@@ -93,7 +118,7 @@ class SimulatedOutside:
         decision = self._decision(intent)
         if decision != outside.decisions[0]:
             self.unusual.add(intent.subject)
-        answer, books, said = outside.hear(self.books, intent, decision)
+        answer, books, said = hear(decision)
         if books != self.books:
             self.books = books
             if not outside.idempotent and cause is not None:
@@ -130,3 +155,23 @@ class SimulatedOutside:
         ):
             return self._chance.choice(others)
         return usual
+
+
+class _DistantDesk(Desk[Any]):
+    """The outside as an adapter knows it that first opens what is sealed in a question."""
+
+    def __init__(self, outside: SimulatedOutside, doors: Doors, intent: Intent) -> None:
+        self._outside = outside
+        self._doors = doors
+        self._intent = intent
+
+    async def hear(self, question: Callable[[], T], told: Callable[[], str] = str) -> T:
+        read, asked_at = told(), asyncio.get_running_loop().time()
+
+        def hear(decision: Any) -> Heard[T]:
+            self.books, self.decision, self.said = self._outside.books, decision, ""
+            self._doors.told(self._outside.name, self._intent, read, asked_at)
+            answer = question()
+            return answer, self.books, self.said or str(decision)
+
+        return await self._outside.reach(self._intent, hear)

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from saga.dlq import letters
 from saga.envelope import Envelope, source_of, wrap
 from saga.load.plan import Given, Plan
 from saga.message import Command, Event, Priority
+from saga.personal.forgetting import Forgetter
+from saga.personal.marks import personal_fields
+from saga.personal.persons import SealingAway
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.step import Firing, ForwardRequest
 from saga.runtime.kernel.tables import Tables
@@ -26,8 +30,11 @@ from saga.runtime.messaging import frames
 from saga.runtime.messaging.dead_letters import Reason
 from saga.runtime.messaging.publisher import posting_of
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, intake_queue
+from saga.runtime.personal import seal_given
 from saga.simulation.broker import EPOCH
-from saga.simulation.loop import settle
+from saga.simulation.doors import Doors
+from saga.simulation.forgetting import ForgettingOperator
+from saga.simulation.loop import SimulatedProcess, settle
 from saga.simulation.network import delivered
 from saga.simulation.server import SimulatedReplica
 
@@ -47,6 +54,8 @@ OPERATOR_SECONDS = 4.0
 """How often the operator looks for dead letters."""
 DECIDE_SHARE = 0.03
 """How often people look, in a storm, at what is left to them, and decide at once."""
+STRANGE = (0, 1, 3)
+"""How many commands that must not be carried out are sent in a run with doors."""
 HURRY_SHARE = 0.05
 """How often an operator who looks has something done now that is due later."""
 
@@ -65,7 +74,13 @@ def envelope_of(given: Given, seconds: float) -> Envelope[Command]:
 class People:
     """They do what the plan says, whatever else happens."""
 
-    def __init__(self, world: World, plan: Plan, chance: random.Random) -> None:
+    def __init__(
+        self,
+        world: World,
+        plan: Plan,
+        chance: random.Random,
+        forgetter: type[Forgetter] = Forgetter,
+    ) -> None:
         self._world = world
         self._plan = plan
         self._chance = chance
@@ -81,6 +96,12 @@ class People:
         """Keyed by subject."""
         self._sent: list[Given] = []
         """Commands that were sent over the broker."""
+        self.forgetting = (
+            None
+            if world.doors is None
+            else ForgettingOperator(world, world.doors, forgetter, world.doors.chance)
+        )
+        """Who forgets some of them, in a run with doors."""
         self.told: dict[str, str] = {}
         """Keyed by subject: the end that a client was told of."""
 
@@ -109,6 +130,20 @@ class People:
                 EVENTS_EXCHANGE, key, b"{", frames.join({"message_id": frames.short("malformed")})
             )
         self._world.loop.spawn(self._world.process, self._operate())
+        if self._world.doors is not None:
+            self._begin(partial(self._send_strange, self._world.doors))
+        if self.forgetting is not None:
+            for name, at_seconds in self.forgetting.draw().items():
+                self._begin(partial(self.forgetting.forget, name, at_seconds))
+
+    def wait_for(self, process: SimulatedProcess, work: Coroutine[Any, Any, None]) -> None:
+        """Have a process do something that the run waits for."""
+
+        async def waited() -> None:
+            await asyncio.wait((task,))
+
+        task = self._world.loop.spawn(process, work)
+        self._begin(waited)
 
     def _begin(self, work: Callable[[], Awaitable[Any]]) -> None:
         async def begun() -> None:
@@ -144,6 +179,8 @@ class People:
         self._world.trace.note("caller", f"gives {command.type} {command.subject}")
         if given.over_broker:
             self._sent.append(given)
+            if self._world.doors is not None:
+                given = await self._as_published(given, self._world.doors)
             self._command(given)
             return
         outcome = await self._ask(given)
@@ -157,8 +194,39 @@ class People:
         envelope = envelope_of(given, self._world.loop.time())
         body = envelope.to_bytes()
         for _ in range(2 if self._world.weather.hits("reset") else 1):
-            posting = posting_of(body, intake_queue(given.participant, envelope.priority))
-            self._publish("", posting.routing_key, body, posting.properties)
+            self._send_body(given, body)
+
+    def _send_body(self, given: Given, body: bytes) -> None:
+        posting = posting_of(body, intake_queue(given.participant, given.priority))
+        self._publish("", posting.routing_key, body, posting.properties)
+
+    async def _as_published(self, given: Given, doors: Doors) -> Given:
+        """A command as its publisher sends it: sealed, once the key store is there, if it does."""
+        while not doors.in_clear_by_chance():
+            try:
+                return replace(given, command=await doors.here.as_given(given.command))
+            except SealingAway:
+                await asyncio.sleep(self._world.weather.seconds(1.0))
+        return given
+
+    async def _send_strange(self, doors: Doors) -> None:
+        """Send commands that must not be carried out: with texts that only look sealed, and one
+        that names a person and cannot be read."""
+        named = [given for given in self._plan.given if personal_fields(type(given.command))]
+        for number in range(self._chance.choice(STRANGE) if named else 0):
+            await asyncio.sleep(self._chance.random() * self._world.weather.storm_seconds / 2)
+            given = replace(self._chance.choice(named), key=f"strange {number}")
+            self._world.trace.note("stranger", f"sends {given.command.type}")
+            if self._chance.random() < 0.3:
+                body = doors.unreadable(envelope_of(given, self._world.loop.time()).to_bytes())
+                if given.command.intake:
+                    self._send_body(given, body)
+                continue
+            given = replace(given, command=doors.forge(given.command))
+            if given.command.intake and self._chance.random() < 0.5:
+                self._command(given)
+            else:
+                await self.ask_once(given)
 
     def send_again(self) -> None:
         """The broker was lost: who sent a command over it that is in no book does so again."""
@@ -166,7 +234,18 @@ class People:
             tables = self._world.scene.tables[given.participant]
             known = partial(_knows, tables, given.command.subject)
             if not self._world.stores[given.participant].read(known):
-                self._command(given)
+                if self._world.doors is None:
+                    self._command(given)
+                else:
+                    # A copy of the context: what is begun there enters it itself.
+                    self._world.loop.call_soon(
+                        self._begin,
+                        partial(self._seal_and_send, given, self._world.doors),
+                        context=self._world.process.context.copy(),
+                    )
+
+    async def _seal_and_send(self, given: Given, doors: Doors) -> None:
+        self._command(await self._as_published(given, doors))
 
     def _publish(self, exchange: str, key: str, body: bytes, properties: bytes) -> None:
         self._world.trace.note("broker", f"{key} from outside")
@@ -174,31 +253,39 @@ class People:
 
     async def _ask(self, given: Given) -> Done | Duplicate:
         """Send a command over HTTP, again until there is an answer."""
-        participant = given.participant
         while True:
-            servers = [s for s in self._world.replicas(participant) if s.kernel is not None]
-            if servers:
-                answer: asyncio.Future[Any] = self._world.loop.create_future()
-                server = self._chance.choice(servers)
-                self._world.loop.spawn(server.process, self._serve(server, given, answer))
-                try:
-                    async with asyncio.timeout(REPLY_TIMEOUT_SECONDS):
-                        outcome = await answer
-                except TimeoutError:
-                    outcome = None
-                if isinstance(outcome, Done | Duplicate):
-                    return outcome
+            outcome = await self.ask_once(given)
+            if outcome is not None:
+                return outcome
             await asyncio.sleep(self._world.weather.seconds(1.0))
+
+    async def ask_once(self, given: Given) -> Done | Duplicate | None:
+        """Send a command over HTTP to any replica that is there; None without an answer, or for a
+        refusal."""
+        servers = [s for s in self._world.replicas(given.participant) if s.kernel is not None]
+        if not servers:
+            return None
+        answer: asyncio.Future[Any] = self._world.loop.create_future()
+        server = self._chance.choice(servers)
+        self._world.loop.spawn(server.process, self._serve(server, given, answer))
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_SECONDS):
+                outcome = await answer
+        except TimeoutError:
+            return None
+        return outcome if isinstance(outcome, Done | Duplicate) else None
 
     async def _serve(
         self, server: SimulatedReplica, given: Given, answer: asyncio.Future[Any]
     ) -> None:
         """A request's way through a service."""
-        assert server.kernel is not None  # noqa: S101 - it was asked for that
+        kernel, persons, command = server.kernel, server.persons, given.command
+        assert kernel is not None  # noqa: S101 - it was asked for that
         try:
-            outcome: Any = await server.kernel.give(
-                given.command, id=given.key, priority=given.priority
-            )
+            if self._world.doors is not None and persons is not None:
+                command = await seal_given(persons, command)
+                self._world.doors.begins(persons, command.subject)
+            outcome: Any = await kernel.give(command, id=given.key, priority=given.priority)
         except Exception as error:  # refused, or the service knows nothing of it yet
             self._world.trace.note(server.name, f"refuses {given.command.type}: {error}")
             outcome = None

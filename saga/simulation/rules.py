@@ -35,6 +35,14 @@ RULES: Final[Mapping[str, str]] = {
     "due_late": "What is due is done soon after its time.",
     "due_in_vain": "What is done as due was due.",
     "due_lost": "Each row says when something is due about its state.",
+    "in_clear": "Where personal data is sealed, nothing is sent or kept in clear.",
+    "cannot_be_opened": "What is sealed is sealed under a key that the key store has.",
+    "sealed_otherwise": "A person's value is sealed alike by all, unless they were forgotten.",
+    "named_otherwise": "Who is told outside whom something is about, is told their name.",
+    "opened_after": "What is sealed of a person is opened nowhere once they are forgotten.",
+    "forgotten_while_open": "No person is forgotten while a saga of theirs is open.",
+    "forgotten_unsettled": "What is owed to a person who was forgotten is settled, not dead.",
+    "forged_taken": "A text that only looks sealed gets nowhere.",
 }
 """Keyed by name. Each is shown by a broken kernel that it catches."""
 

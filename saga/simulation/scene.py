@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -26,6 +27,8 @@ from saga.runtime.messaging.topology import topology_of
 from saga.runtime.service import Service
 from saga.simulation.database import SimulatedStore
 from saga.simulation.decoding import RememberingDecoder
+from saga.simulation.doors import has_personal_data
+from saga.simulation.keys import SimulatedKeys
 
 PARTITIONS: Final = (1, 1, 1, 3)
 """What the number of partitions of a run is drawn from."""
@@ -49,9 +52,14 @@ class Scene:
         flow = Flow(self.choreography)
         self.ends_of_dues = {command.type: _first_ends(flow, command) for command in flow.dues}
         """Keyed by a due command's type: the types of events that end a saga and may come of it."""
+        self.ends_of = cache(partial(_first_ends, flow))
+        """The types of events that end a saga and may come of a command."""
         self.topologies = {n: topology_of(self.choreography, n) for n in {*PARTITIONS}}
         """Keyed by the number of partitions of its queues."""
         stand_ins = {participant.name for participant in foreign}
+        self.is_personal = has_personal_data(self.choreography)
+        """Whether there is anything to seal."""
+        self.keys = SimulatedKeys() if self.is_personal else None
         self.tables = {
             p.name: _elsewhere() if p.name in stand_ins else tables_in(p.package)
             for p in saga.participants
@@ -91,6 +99,8 @@ class Scene:
         self._remembered.clear()
         for store in self.stores.values():
             store.empty()
+        if self.keys is not None:
+            self.keys.empty()
 
     def _choose(self, message: Message, answers: Sequence[Answers]) -> Answers:
         """The same each time in the same run: a message may be decided on again."""
@@ -99,6 +109,8 @@ class Scene:
     def close(self) -> None:
         for store in self.stores.values():
             store.close()
+        if self.keys is not None:
+            self.keys.close()
 
 
 class _PublishedTypes(sa.TypeDecorator[frozenset[str]]):

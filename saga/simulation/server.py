@@ -12,6 +12,9 @@ from typing import Any
 from uuid import UUID
 
 from saga.envelope import Decoder
+from saga.personal.forgetting import Forgetter
+from saga.personal.keystore import KeyStore
+from saga.personal.persons import Persons
 from saga.runtime.kernel.kept import PRUNED_MAX, Kept
 from saga.runtime.kernel.kernel import ASKING_MAX, GROUP_MAX, Kernel
 from saga.runtime.kernel.lanes import NORMAL_SHARE
@@ -24,6 +27,7 @@ from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.service import Service
 from saga.simulation.broker import EPOCH
 from saga.simulation.database import SimulatedDatabase, SimulatedStore
+from saga.simulation.doors import Doors
 from saga.simulation.faults import is_fault
 from saga.simulation.loop import SimulatedProcess
 from saga.simulation.network import Network, read
@@ -82,6 +86,9 @@ class PartsUnderTest:
     timekeeper: type[Timekeeper] = Timekeeper
     deliveries: type[Deliveries] = Deliveries
     publisher: type[BrokerPublisher] = BrokerPublisher
+    persons: type[Persons] = Persons
+    key_store: type[KeyStore] = KeyStore
+    forgetter: type[Forgetter] = Forgetter
 
 
 class SimulatedReplica:
@@ -106,6 +113,7 @@ class SimulatedReplica:
         jitter: Callable[[float, float], float],
         decoder: Decoder,
         on_end: Callable[[SimulatedReplica, Exception, bool], None],
+        doors: Doors | None = None,
     ) -> None:
         self.name = name
         self.service = service
@@ -129,6 +137,9 @@ class SimulatedReplica:
         self._jitter = jitter
         self._decoder = decoder
         self._on_end = on_end
+        self._doors = doors
+        self.persons: Persons | None = None
+        """What it asks the key store by, in a run with doors."""
 
     def start(self) -> None:
         """Start a process."""
@@ -149,6 +160,9 @@ class SimulatedReplica:
     async def _serve(self) -> None:
         name, tables = self.service.participant.name, self.service.tables
         network, limits, process = self._network, self.limits, self.process
+        if self._doors is not None:
+            self.persons = self._doors.open(process)
+            await self.persons.check()
         database = SimulatedDatabase(
             self._store,
             self.name,
@@ -211,7 +225,12 @@ class SimulatedReplica:
         self.kernel = kernel
         await publisher.open(BROKER_PATIENCE_SECONDS)
         deliveries = self._parts.deliveries(
-            self.service.participant, kernel, publisher, self.clock, decoder=self._decoder
+            self.service.participant,
+            kernel,
+            publisher,
+            self.clock,
+            self.persons,
+            decoder=self._decoder,
         )
         queues = network.broker.queues_of(self.service.participant)
         takers = {queue: deliveries.taker(queue) for queue in queues}

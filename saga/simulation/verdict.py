@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import timedelta
 from functools import lru_cache, partial
 from typing import Any
@@ -30,6 +30,7 @@ from saga.runtime.messaging.topology import (
 )
 from saga.simulation import dues
 from saga.simulation.broker import EPOCH
+from saga.simulation.doors import pieces_of
 from saga.simulation.network import delivered
 from saga.simulation.rules import violation
 from saga.simulation.server import KEEP_MINUTES
@@ -60,6 +61,7 @@ def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
         ),
         *_wrong_timers(world),
         *_kept_too_long(world),
+        *_at_the_doors(world),
         *(violation("impure", "", detail) for detail in world.scene.sample.impure),
     ], frozenset(types | heard)
 
@@ -123,6 +125,9 @@ def _ends_brought_forward(world: World) -> Mapping[str, Set[str]]:
         if (audit := tables.due_audit) is not None:
             for subject, command in world.stores[name].read(partial(_audited, audit)):
                 found[subject] |= world.scene.ends_of_dues.get(command, frozenset())
+    if world.people.forgetting is not None:
+        for subject, command_type in world.people.forgetting.files.ended.items():
+            found[subject] |= world.scene.ends_of(command_type)
     return found
 
 
@@ -155,6 +160,29 @@ def _kept_too_long(world: World) -> Iterator[Violation]:
 def _oldest_kept(kept: sa.Table, connection: Connection) -> str | None:
     found: str | None = connection.scalar(sa.select(sa.func.min(kept.c.key)))
     return found
+
+
+def _at_the_doors(world: World) -> Iterator[Violation]:
+    """What was let in, or let out, that should not have been."""
+    if world.doors is not None:
+        for rule, detail in world.doors.at_rest(_all_that_is_kept(world)):
+            yield violation(rule, "", detail)
+
+
+def _all_that_is_kept(world: World) -> Iterator[tuple[str, bytes]]:
+    """Every piece of every place where anything is kept, each with its place."""
+    for name, store in world.stores.items():
+        for table, rows in store.rows():
+            for piece in pieces_of(rows):
+                yield f"{table} of {name}", piece
+    letters = {dead_letter_queue(p.name) for p in world.choreography.participants}
+    for queue in world.broker.queues:
+        place = f"dead letters in {queue}" if queue in letters else queue
+        for message in world.broker.messages_in(queue):
+            yield place, message.raw + b"\t" + message.body
+    for outside in world.outsides:
+        for line in outside.books if isinstance(outside.books, Iterable) else (outside.books,):
+            yield f"the books of {outside.name}", repr(line).encode()
 
 
 def _wrong_timers(world: World) -> Iterator[Violation]:

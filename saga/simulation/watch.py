@@ -31,6 +31,8 @@ INFRASTRUCTURE_ERRORS: Final = (
     "VersionConflict",
     "ConnectionError",
     "TimeoutError",
+    "KeyStoreAway",
+    "SealingAway",
 )
 """Failures of infrastructure, which must not use up a message's tries."""
 
@@ -73,8 +75,12 @@ class Watch:
         """Keyed by name of their process."""
         self._stores = stores
         self._trouble = trouble
-        self.on_message: Callable[[SimulatedProcess, str], None] = lambda _, __: None
-        """Called with each process that gets a message, and its subject."""
+        self.on_message: Callable[[SimulatedProcess, str, str], None] = lambda _, __, ___: None
+        """Called with each process that gets a message, its queue and its subject."""
+        self.waits_before: Callable[[str], bool] = lambda _: False
+        """Whether a message of a queue may wait, or be refused, before a kernel gets it."""
+        self.same: Callable[[bytes], bytes] = lambda body: body
+        """What a body has in common with a copy of it in which more is sealed."""
         self._priorities: dict[str, Priority] = {}
         """Keyed by id of a message."""
         self._delivered: defaultdict[tuple[SimulatedProcess, bytes], Counter[int]]
@@ -103,15 +109,16 @@ class Watch:
     ) -> None:
         """A process gets a message."""
         tries = attempts_in(message.properties.headers or {})
-        self._delivered[process, message.body][tries] += 1
+        self._delivered[process, self.same(message.body)][tries] += 1
         try:
             about = _attributes_of(message.body)
         except Undecodable:
             return
         priority = Priority(undivided(queue).rpartition(".")[2])
         self._priorities.setdefault(about.id, priority)
-        self._taking[process].waiting[channel, tag] = about.key, priority
-        self.on_message(process, about.subject)
+        if not self.waits_before(queue):
+            self._taking[process].waiting[channel, tag] = about.key, priority
+        self.on_message(process, queue, about.subject)
 
     def channel_lost(self, process: SimulatedProcess, channel: object) -> None:
         """What came on it will come again."""
@@ -243,9 +250,10 @@ class Watch:
         something that no message can help; and it waits as the reaction's policy says."""
         headers = message.properties.headers or {}
         tries = attempts_in(headers)
-        copies = self._copies[process, message.body, tries]
+        same = self.same(message.body)
+        copies = self._copies[process, same, tries]
         copies.add(message.raw)
-        if len(copies) > self._delivered[process, message.body][tries - 1]:
+        if len(copies) > self._delivered[process, same][tries - 1]:
             self._trouble(
                 "tries_not_counted", f"{describe(message)} was set aside after try {tries}"
             )

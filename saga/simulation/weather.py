@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from dataclasses import dataclass, fields
+from typing import Final
 
 FAIR_SHARE = 0.05
 """Runs in which nothing goes wrong."""
@@ -21,6 +22,7 @@ RARE_RATE_MAX = 0.8
 """What comes to a place after something else did, such as what undoes it, a fault befalls so many
 times as often, up to a rate, the first `RARE_TIMES`. What comes first is let through as it is, or
 the rest would never come."""
+FREEZE_MAX_SECONDS = 20.0
 STORM_SECONDS = (5.0, 20.0, 60.0)
 """How long it may last; less if everything comes to rest before."""
 
@@ -76,14 +78,32 @@ class Rates:
     """A process is killed when the outside has just heard its question."""
     broker_forgets: float = 1 / 50
     """The broker ends, from a frame on, and an empty one starts in its place."""
+    key_store_away: float = 1 / 3
+    """The key store of persons does not answer a question, and does nothing."""
+    key_store_outage: float = 1 / 8
+    """The key store is away for a while, from a question on."""
+    key_store_unknown: float = 1 / 3
+    """The key store has committed, and who asked gets an error."""
+    key_store_slow: float = 1 / 6
+    """The key store takes seconds for its answer."""
+    crash_at_key: float = 1 / 4
+    """A process is killed when the key that it has made for a new person is committed."""
+
+
+DOOR_KINDS: Final = frozenset(
+    {"key_store_away", "key_store_outage", "key_store_unknown", "key_store_slow", "crash_at_key"}
+)
+"""Those that only a run with doors has. They are drawn from a chance of its own, so that any other
+run is what it would be without them."""
 
 
 class FaultSchedule:
     """Says when a fault happens, as long as the storm lasts."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, at_doors: random.Random | None = None) -> None:
+        """`at_doors` draws how often it strikes at the doors, of a run that has them."""
         self._chance = chance
-        self.rates = _rates(chance)
+        self.rates = _rates(chance, at_doors)
         self.storm_seconds = chance.choice(STORM_SECONDS)
         self._met: defaultdict[tuple[str, str], dict[str, int]] = defaultdict(dict)
         """Keyed by kind of fault and place: how often it could have befallen what, in the order in
@@ -136,12 +156,16 @@ class FaultSchedule:
         return 1 + self._chance.expovariate(rate)
 
 
-def _rates(chance: random.Random) -> Rates:
+def _rates(chance: random.Random, at_doors: random.Random | None) -> Rates:
     rates = Rates()
     fair = chance.random() < FAIR_SHARE
     for kind in fields(Rates):
+        draw = at_doors if kind.name in DOOR_KINDS else chance
+        if draw is None:
+            setattr(rates, kind.name, 0.0)
+            continue
         # Down to a tenth of the worst, small ones as likely as large ones.
         worst: float = getattr(rates, kind.name)
-        there = not fair and chance.random() < OFTEN_SHARES.get(kind.name, KIND_SHARE)
-        setattr(rates, kind.name, worst * 10 ** -chance.random() if there else 0.0)
+        there = not fair and draw.random() < OFTEN_SHARES.get(kind.name, KIND_SHARE)
+        setattr(rates, kind.name, worst * 10 ** -draw.random() if there else 0.0)
     return rates

@@ -12,10 +12,12 @@ from uuid import UUID
 
 from saga.archive.store import Fact, Stray
 from saga.load.plan import Plan
+from saga.message import Priority
 from saga.retry import RUNGS_MS
 from saga.runtime.kernel.timer import due_by
-from saga.runtime.messaging.topology import HISTORY_STREAM, wait_queue
-from saga.simulation.broker import EPOCH
+from saga.runtime.messaging.topology import HISTORY_STREAM, intake_queue, undivided, wait_queue
+from saga.simulation.broker import EPOCH, PublishedMessage
+from saga.simulation.doors import DOORS_SHARE, ROLLED_MAX_SECONDS, Doors
 from saga.simulation.doubt import UnclearAnswers
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process
 from saga.simulation.network import Network
@@ -29,7 +31,7 @@ from saga.simulation.stuck import STUCK_SECONDS, EndlessStep, watched
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.unruly import UnrulyBroker
 from saga.simulation.watch import Watch
-from saga.simulation.weather import FaultSchedule
+from saga.simulation.weather import FREEZE_MAX_SECONDS, FaultSchedule
 from saga.view import Violation
 
 SAGAS = (1, 4, 6)
@@ -37,7 +39,6 @@ SAGAS = (1, 4, 6)
 RESTART_MAX_SECONDS = 5.0
 STARTING_SHARE = 0.1
 """How likely a process is killed while it starts, compared to when it has."""
-FREEZE_MAX_SECONDS = 20.0
 SKEW_MAX_SECONDS = 2.0
 OUTAGE_SHARE = 0.15
 """Runs in which a service that others wait for is away for `OUTAGE_SECONDS`."""
@@ -87,7 +88,9 @@ class World:
         chance = _stream(seed, "schedule")
         self.loop = SimulatedLoop(chance)
         self.trace = SimulationTrace(self.loop)
-        self.weather = FaultSchedule(_stream(seed, "weather"))
+        at_doors = _stream(seed, "doors")
+        has_doors = scene.is_personal and at_doors.random() < DOORS_SHARE
+        self.weather = FaultSchedule(_stream(seed, "weather"), at_doors if has_doors else None)
         self.process = SimulatedProcess("world")
         self.broker = UnrulyBroker(self.loop, self.weather, self.trace)
         partitions = _stream(seed, "partitions").choice(PARTITIONS)
@@ -95,6 +98,14 @@ class World:
         self.network = Network(self.loop, self.broker, self.weather, self.trace, self.process)
         draw = _stream(seed, "plan")
         self.plan: Plan = scene.load(draw, draw.choice(SAGAS))
+        self._intakes = {
+            intake_queue(p.name, priority)
+            for p in self.choreography.participants
+            for priority in Priority
+        }
+        self.doors = self._doors(parts, at_doors) if has_doors else None
+        if self.doors is not None:
+            self.plan = self.doors.marked(self.plan)
         self.outsides = [
             SimulatedOutside(
                 outside,
@@ -106,14 +117,17 @@ class World:
                 self.plan.decisions.get(outside.name),
                 self._doom,
                 self.trouble,
+                self.doors,
             )
             for outside in scene.saga.outside
         ]
         self.troubles: list[Violation] = []
         """What must not happen, and did."""
         self.left = UnclearAnswers(scene, self.outsides, self.loop)
-        self.people = People(self, self.plan, chance)
+        self.people = People(self, self.plan, chance, parts.forgetter)
         self.at_rest = False
+        self._has_looked = False
+        """Whether it was looked what can be opened of who was forgotten."""
         self._ends_seconds = self.weather.storm_seconds + PATIENCE_SECONDS
         """When the run is given up."""
         self._steps_max = STEPS_MAX
@@ -129,15 +143,20 @@ class World:
         self._doomed: set[SimulatedProcess] = set()
         self._recorded: dict[bytes, Fact | Stray] = {}
         """Keyed by body: what the history had read when the broker was lost last."""
-        self._losses = 0
-        self._recovering = 0
+        self.losses = 0
+        """How often the broker was lost."""
+        self.recovering = 0
+        """Losses from which it is not recovered yet."""
         self.network.on_crash = self._doom
         self.network.on_loss = self._lose_broker
         self.loop.before_step = self._before_step
         self.loop.on_error = self._on_error
         self.watch = Watch(self._servers, self.stores, self.trouble)
         self.watch.on_message = self._on_message
-        self.network.on_publish = self.watch.published
+        self.network.on_publish = self._on_publish
+        if self.doors is not None:
+            self.watch.same = self.doors.same
+            self.watch.waits_before = self._is_intake
         self.network.on_taken = self.watch.taken
         self.network.on_deliver = self.watch.delivered
         self.network.on_channel_lost = self.watch.channel_lost
@@ -217,14 +236,34 @@ class World:
                     jitter=self._chance.uniform,
                     decoder=scene.taken[participant.name],
                     on_end=self._on_end,
+                    doors=self.doors,
                 )
         return servers
+
+    def _doors(self, parts: PartsUnderTest, chance: random.Random) -> Doors | None:
+        if self.scene.keys is None:
+            return None
+        doors = Doors(
+            self.scene.keys,
+            self.loop,
+            self.weather,
+            self.trace,
+            chance,
+            (parts.persons, parts.key_store),
+            self._doom,
+            self.trouble,
+            self.choreography.events,
+        )
+        doors.open(self.process, sealing=True)  # Callers'.
+        return doors
 
     def _before_step(self, process: SimulatedProcess) -> None:
         """A process is about to run a callback: the storm may kill or freeze it."""
         if self.weather.calm or process is self.process:
             return
-        server = self._servers[process.name]
+        server = self._servers.get(process.name)
+        if server is None:
+            return  # An operator's command, which is killed by itself.
         # One that is killed again and again while it starts shows little.
         self._until_crash -= 1.0 if server.kernel is not None else STARTING_SHARE
         self._until_freeze -= 1
@@ -242,7 +281,9 @@ class World:
             self.loop.freeze(process, seconds)
 
     def _doom(self, process: SimulatedProcess) -> None:
-        """Kill a process before it does anything more."""
+        """Kill a process before it does anything more, if it is a service's."""
+        if process.name not in self._servers:
+            return
         if self._servers[process.name].kernel is not None or self._chance.random() < STARTING_SHARE:
             self._doomed.add(process)
 
@@ -276,10 +317,22 @@ class World:
             return  # It is said better.
         self.trouble("unhandled", f"{message}: {error!r}" if error else message)
 
-    def _on_message(self, process: SimulatedProcess, subject: str) -> None:
+    def _on_message(self, process: SimulatedProcess, queue: str, subject: str) -> None:
         self.people.hear(subject)
-        participant = self._servers[process.name].service.participant.name
-        self.left.meets(participant, process, subject)
+        server = self._servers[process.name]
+        participant = server.service.participant
+        self.left.meets(participant.name, process, subject)
+        if self.doors is not None and self._is_intake(queue):
+            self.doors.begins(server.persons, subject)
+
+    def _is_intake(self, queue: str) -> bool:
+        """Whether commands come by a queue."""
+        return undivided(queue) in self._intakes
+
+    def _on_publish(self, process: SimulatedProcess, message: PublishedMessage) -> None:
+        self.watch.published(process, message)
+        if self.doors is not None:
+            self.doors.sent(process.name, message)
 
     def trouble(self, kind: str, detail: str) -> None:
         self.trace.note("TROUBLE", f"{kind}: {detail}")
@@ -304,23 +357,39 @@ class World:
             others = [p.name for p in self.choreography.participants if p.name not in begin]
             self._take_away(self._chance.choice(others or sorted(begin)))
         self.people.begin()
+        if self.doors is not None and not self.doors.sealing:
+            at_seconds = self._chance.random() * self.weather.storm_seconds
+            self.loop.call_later(at_seconds, self._begin_to_seal, self.doors)
         self._look()
         await asyncio.sleep(self.weather.storm_seconds)
         self.trace.note("world", "the storm is over")
         self.weather.calm = True
         self.network.calm()
 
+    def _begin_to_seal(self, doors: Doors) -> None:
+        """An operator switches sealing on, and has one replica started again after the other."""
+        self.trace.note("operator", "switches sealing on")
+        doors.sealing = True
+        for server in self.servers:
+            self.loop.call_later(
+                self._chance.random() * ROLLED_MAX_SECONDS, self._start_to_seal, server
+            )
+
+    def _start_to_seal(self, server: SimulatedReplica) -> None:
+        if server.process.alive:  # Or it starts soon anyway.
+            self._kill(server, "is started again to seal", 0.0)
+
     def _lose_broker(self, up_at: float) -> None:
         """It is gone, with all it held; an empty one lets clients in at that time."""
-        self._losses += 1
-        if self._losses == LOSSES_MAX:
+        self.losses += 1
+        if self.losses == LOSSES_MAX:
             self.weather.rates.broker_forgets = 0.0
         messages = self.broker.messages_in(HISTORY_STREAM)
         read = self._chance.choice((len(messages), self._chance.randint(0, len(messages))))
         self._recorded |= {item.body: item for item in as_read(messages[:read], self.choreography)}
         recovered_at = up_at + self.weather.seconds(RECOVERY_MAX_SECONDS)
         self.broker.forgets(recovered_at)
-        self._recovering += 1
+        self.recovering += 1
         self.loop.call_at(recovered_at, self._recover, context=self.process.context)
 
     def _recover(self) -> None:
@@ -338,13 +407,15 @@ class World:
         self.loop.call_later(SPREAD_SECONDS, self._recovered, context=self.process.context)
 
     def _recovered(self) -> None:
-        self._recovering -= 1
+        self.recovering -= 1
 
     def _look(self) -> None:
         """End the run once it is at rest, or goes round in circles; or have the clock jump, if all
         that is left is due when the run would be over."""
         idle = self._idles() and not self.people.decide()
         due_seconds = self._due_seconds() if idle else None
+        if idle and due_seconds is None and self._looks_for_forgotten():
+            idle = False
         self.at_rest = idle and due_seconds is None
         if self.at_rest:
             self.loop.stop()
@@ -354,6 +425,18 @@ class World:
             self.loop.stop()
         else:
             self.loop.call_later(REST_SECONDS, self._look)
+
+    def _looks_for_forgotten(self) -> bool:
+        """Once all is at rest, have each process try to open what is sealed of who was forgotten;
+        whether there is anyone."""
+        if self.doors is None or self._has_looked or not self.doors.anyone_forgotten:
+            return False
+        self._has_looked = True
+        for server in self.servers:
+            if server.persons is not None:
+                look = self.doors.look_for_forgotten(server.name, server.persons)
+                self.people.wait_for(server.process, look)
+        return True
 
     def _is_far(self, at_seconds: float) -> bool:
         """Whether it would take many steps of nothing to come there, or more than there are."""
@@ -375,7 +458,7 @@ class World:
         """Whether nothing will happen any more, but for what is due."""
         return (
             not self.people.busy
-            and not self._recovering
+            and not self.recovering
             and not any(map(self.broker.load_of, self.queues()))
             and all(server.kernel and server.kernel.idle for server in self._servers.values())
             and not any(store.unpublished() for store in self.stores.values())

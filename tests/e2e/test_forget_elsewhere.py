@@ -46,38 +46,42 @@ def test_a_traveller_with_an_open_trip_is_forgotten_once_it_has_ended(
     monkeypatch.setenv("PERSONAL", "sealed")
     monkeypatch.setenv("PERSONAL_CACHE_SECONDS", "0.2")
     (trips,) = (project for project in EXAMPLES if project.name == "trips")
-    place = typed_in(trips, tmp_path)
-    place.say("generate", of_system=False)
-    with up(place):
-        url = str(Deployment.load(place.data).http_urls["trip"][0])
-        down = place.data / "airline.down"
-        down.touch()
-        with httpx.Client(base_url=url, timeout=SETTLED_SECONDS, trust_env=False) as asking:
-            assert asking.post("/trips", json=WISH).status_code == 202
-            assert asking.get("/trips/oslo/1").json()["traveller"].startswith("person ")
-        wait_until(lambda: bool(forget(place, NAME, "--reason", "a look")[1]["subjects"]))
+    with typed_in(trips, tmp_path) as place:
+        place.say("generate", of_system=False)
+        with up(place):
+            url = str(Deployment.load(place.data).http_urls["trip"][0])
+            down = place.data / "airline.down"
+            down.touch()
+            with httpx.Client(base_url=url, timeout=SETTLED_SECONDS, trust_env=False) as asking:
+                assert asking.post("/trips", json=WISH).status_code == 202
+                assert asking.get("/trips/oslo/1").json()["traveller"].startswith("person ")
+            wait_until(lambda: bool(forget(place, NAME, "--reason", "a look")[1]["subjects"]))
 
-        status, waits = forget(place, NAME, "--reason", "they asked", "--yes", "--wait", "0.5")
+            status, waits = forget(place, NAME, "--reason", "they asked", "--yes", "--wait", "0.5")
 
-        assert (status, waits["ended"], waits["waits"]["waits_for"]) == (1, [KEY], [KEY])
-        assert "1 requests to forget a person wait" in place.on_system("status").stdout
-        down.unlink()
+            assert (status, waits["ended"], waits["waits"]["waits_for"]) == (1, [KEY], [KEY])
+            assert "1 requests to forget a person wait" in place.on_system("status").stdout
+            down.unlink()
 
-        done: dict[str, Any] = {}
+            done: dict[str, Any] = {}
 
-        def forgotten() -> bool:
-            if place.dead():
-                place.on_system("dlq", "replay", "--reason", "the airline is back")
-            done.update(
-                zip(("status", "document"), forget(place, "--resume", "--wait", "5"), strict=True)
-            )
-            return bool(done["document"]["requests"][0]["forgotten_at"])
+            def forgotten() -> bool:
+                if place.dead():
+                    place.on_system("dlq", "replay", "--reason", "the airline is back")
+                done.update(
+                    zip(
+                        ("status", "document"),
+                        forget(place, "--resume", "--wait", "5"),
+                        strict=True,
+                    )
+                )
+                return bool(done["document"]["requests"][0]["forgotten_at"])
 
-        wait_until(forgotten, seconds=SETTLED_SECONDS)
-        assert done["status"] == 0, done
-        assert forget(place, "--verify", NAME)[0] == 0
-        wait_until(place.settled, seconds=SETTLED_SECONDS)
-        with httpx.Client(base_url=url, timeout=SETTLED_SECONDS, trust_env=False) as asking:
-            shown = asking.get("/trips/oslo/1").json()
-        assert shown["stage"] == "cancelled"
-        assert NAME not in json.dumps(shown, ensure_ascii=False)
+            wait_until(forgotten, seconds=SETTLED_SECONDS)
+            assert done["status"] == 0, done
+            assert forget(place, "--verify", NAME)[0] == 0
+            wait_until(place.settled, seconds=SETTLED_SECONDS)
+            with httpx.Client(base_url=url, timeout=SETTLED_SECONDS, trust_env=False) as asking:
+                shown = asking.get("/trips/oslo/1").json()
+            assert shown["stage"] == "cancelled"
+            assert NAME not in json.dumps(shown, ensure_ascii=False)

@@ -158,7 +158,7 @@ async def test_each_node_and_service_killed_loses_nothing_of_four_partitions(
             rebalance = 'rabbit_amqqueue:rebalance(quorum, ".*", ".*").'
             assert "ok" in cluster[0].ctl("eval", rebalance)
 
-        strikes = {
+        strikes: dict[str, Callable[[], None]] = {
             **{f"node {n} killed": partial(node_goes, node) for n, node in enumerate(cluster)},
             "leaders moved": leaders_move,  # Those that the kills have brought together.
             **{f"{p.name} killed": partial(service_goes, p.name) for p in graph.participants},

@@ -35,11 +35,12 @@ from saga.envelope import Attributes, wrap
 from saga.foreign import Foreign
 from saga.message import Event, Priority
 from saga.outside import OutsideError
-from saga.personal import forgetting, requests, whom
-from saga.personal.forgetting import Forgetter, Outcome
+from saga.personal import forgetting, requests, running, whom
+from saga.personal.forgetting import Outcome
 from saga.personal.keystore import KeyStore
 from saga.personal.master import MasterKeys
 from saga.personal.opening import KEY_FILE, STORE_FILE
+from saga.personal.running import forgetter_of
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import Tables, utc_now
@@ -114,7 +115,7 @@ class Scene:
             choreography=declared.choreography,
             outside=[shop],
         )
-        forgetter = Forgetter(self.deployment, self.folder, fakes, self.store)
+        forgetter = forgetter_of(self.deployment, self.folder, fakes, self.store)
         them = await forgetter.whom(given)
         return await forgetter.forget(
             them, "they asked", wait_seconds=0.5, report=self.reported.append
@@ -187,7 +188,7 @@ def stand_in(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         await scene.ends(path.split("/")[2])
         return SimpleNamespace(is_success=True, status_code=202)
 
-    monkeypatch.setattr(forgetting, "post_to_one", ended)
+    monkeypatch.setattr(running, "post_to_one", ended)
 
 
 @asynccontextmanager

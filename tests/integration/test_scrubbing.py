@@ -17,7 +17,7 @@ from order_saga.outsides import MAIL_SERVER, PROVIDER
 from payment_service.gateway import Account, SandboxGateway
 from payment_service.ledger import Decline, Receipt
 from saga.outside import Clear, OutsideError
-from saga.personal import forgetting
+from saga.personal import running
 from saga.personal.keystore import KeyStore
 from saga.personal.looking import Looker
 from saga.personal.master import MasterKeys
@@ -140,11 +140,11 @@ def test_the_bytes_of_a_destroyed_key_are_gone(tmp_path: Path) -> None:
     assert person_id is not None
     traces = store.traces(person_id)
     assert len(traces) == 2
-    assert forgetting.holds_any(tmp_path / "persons.db", traces)
+    assert running.holds_any(tmp_path / "persons.db", traces)
 
     store.forget(person_id, "asked for")
 
-    assert not forgetting.holds_any(tmp_path / "persons.db", traces)
+    assert not running.holds_any(tmp_path / "persons.db", traces)
     assert store.traces(person_id) == ()
     store.close()
 
@@ -164,7 +164,7 @@ def test_a_destroyed_key_that_a_reader_keeps_in_the_log_is_found(
 
         store.forget(person_id, "asked for")
 
-        assert forgetting.holds_any(tmp_path / "persons.db", traces)
+        assert running.holds_any(tmp_path / "persons.db", traces)
     store.close()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
+from pydantic import BaseModel
 from sqlalchemy.engine import Connection
 from typer.testing import CliRunner
 
@@ -48,6 +50,7 @@ from notification_service.domain import (
     tell_confirmed,
 )
 from order_saga import SAGA
+from order_saga.outsides import MAIL_SERVER
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import (
     Payment,
@@ -65,6 +68,10 @@ from saga.commands.simulating import Summary, show, summary_as_json
 from saga.declaration import Saga
 from saga.envelope import Envelope
 from saga.message import Answer, Ask, Intent, Priority
+from saga.personal.forgetting import Forgetter
+from saga.personal.keystore import Ground, KeyStore, NewPerson, PersonKey
+from saga.personal.persons import Persons
+from saga.personal.seal import Forgotten, Unsealable, sealed
 from saga.retry import RUNGS_MS, Retry
 from saga.runtime.kernel.kept import Kept
 from saga.runtime.kernel.kernel import Kernel
@@ -599,6 +606,99 @@ class KeepsForEver(Kept):
         return 0
 
 
+class TakesInClear(Deliveries):
+    """Seals no command from outside."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._intake_seal = None
+
+
+class SetsAsideInClear(Deliveries):
+    """Sets a message aside as it came, and not as it was sealed."""
+
+    async def _fail(self, *arguments: Any, **options: Any) -> None:
+        *others, _ = arguments
+        await super()._fail(*others, sealed=None, **options)
+
+
+class BuriesInClear(Deliveries):
+    """Looks for no names in what it cannot read."""
+
+    async def _bury(self, delivery: Delivery, failure: Failure) -> None:
+        seal, self._intake_seal = self._intake_seal, None
+        try:
+            await super()._bury(delivery, failure)
+        finally:
+            self._intake_seal = seal
+
+
+class SealsUnderItsOwn(KeyStore):
+    """Seals under the key that it has made, whoever was faster."""
+
+    def _make(self, digests: Sequence[bytes]) -> list[PersonKey]:
+        ground = self._ground
+        made: list[PersonKey] = []
+
+        def add(rows: Sequence[NewPerson]) -> list[PersonKey]:
+            made.extend(PersonKey(r.digest, r.person_id, r.wrapped, r.wrapped_by) for r in rows)
+            return ground.add(rows)
+
+        self._ground = cast(Ground, SimpleNamespace(add=add))
+        try:
+            super()._make(digests)
+        finally:
+            self._ground = ground
+        return made
+
+
+class KnowsNobodyAgain(KeyStore):
+    """Looks for each value as no process has before."""
+
+    def _digest(self, value: str) -> bytes:
+        return super()._digest(value + str(self._random_bytes(4)))
+
+
+class RemembersKeysForEver(KeyStore):
+    """Goes on using a key for as long as its process lives."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._ciphers._seconds = math.inf
+
+
+class BelievesAnyText(Persons):
+    """Takes what looks sealed for sealed."""
+
+    def opens_at_once(self, message: BaseModel) -> bool:
+        return True
+
+    async def open_now(self, value: str) -> str:
+        return value if sealed(value) else await super().open_now(value)
+
+
+class ForgetsAtOnce(Forgetter):
+    """Destroys a key whatever is open."""
+
+    async def _until_nothing_is_open(self, *_: object) -> None:
+        pass
+
+
+class TakesForgottenForForged(Persons):
+    """Says of a text whose key is gone that it is none."""
+
+    async def open_now(self, value: str) -> str:
+        try:
+            return await super().open_now(value)
+        except Forgotten as error:
+            raise Unsealable(str(error)) from error
+
+
+def writes_to_sealed_names() -> Saga:
+    """The saga whose notification service opens no name."""
+    return SAGA.with_(replace(MAIL_SERVER, opens=lambda desk, _: MAIL_SERVER.ask(desk)))
+
+
 TURNS = itertools.cycle((True, False))
 
 
@@ -705,6 +805,16 @@ BROKEN = [
     Twin.of("effect_twice", kernel=AsksTwice),
     Twin.of("kept_too_long", kept=KeepsForEver),
     Twin.of("retried_otherwise", deliveries=TriesInTheSameRhythm),
+    Twin.of("in_clear", deliveries=TakesInClear),
+    Twin.of("in_clear", deliveries=SetsAsideInClear),
+    Twin.of("in_clear", deliveries=BuriesInClear),
+    Twin.of("cannot_be_opened", key_store=SealsUnderItsOwn),
+    Twin.of("sealed_otherwise", key_store=KnowsNobodyAgain),
+    Twin.of("named_otherwise", saga=writes_to_sealed_names()),
+    Twin.of("opened_after", key_store=RemembersKeysForEver),
+    Twin.of("forgotten_while_open", forgetter=ForgetsAtOnce),
+    Twin.of("forgotten_unsettled", persons=TakesForgottenForForged, forgetter=ForgetsAtOnce),
+    Twin.of("forged_taken", persons=BelievesAnyText),
 ]
 RARELY_BROKEN = [
     # Found soon, but not as soon as another one that breaks the same rule.

@@ -243,7 +243,7 @@ SAGA: Final = Saga(
     observers=(ARCHIVE,),
     subject=Trip,
     outside=PROVIDERS,
-    early_end=EarlyEnd(TRIP.name, "/trips/{subject}/call-off"),
+    early_end=EarlyEnd(TRIP.name, "/trips/{subject}/call-off", lambda trip: CallOff(trip=trip)),
     always=(booked_in_part, overpaid, sold_twice, car_too_early),
     at_rest=(kept_otherwise,),
     scenarios=(ONE_TRIP, LAST_SEAT),
