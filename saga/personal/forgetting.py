@@ -331,6 +331,7 @@ class Forgetter:
                 subjects=whom.subjects,
                 folder=self._folder,
                 books_url=self._deployment.outside_urls.get(outside.name),
+                papers=self._deployment.outside_papers.get(outside.name, ()),
             )
             try:
                 outcome.took(outside.name, outside.forget(clear))
