@@ -280,7 +280,10 @@ def mail_folder(data_folder: Path) -> Path:
 def forget_addressee(whom: Clear) -> int:
     """Take a customer's mails out of the folder that takes the place of a server. Raises
     `OSError`."""
-    return take_out_of_mails(mail_folder(whom.folder), whom.subjects, whom.values)
+    return sum(
+        take_out_of_mails(folder, whom.subjects, whom.values)
+        for folder in whom.papers or (mail_folder(whom.folder),)
+    )
 
 
 def mailed_about(data_folder: Path) -> Collection[str]:

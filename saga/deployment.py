@@ -63,6 +63,9 @@ class Deployment(Discreet, BaseModel):
     database_urls: dict[str, str]
     outside_urls: dict[str, str] = {}
     """Keyed by name: where the outsides keep their books; see `saga.outside.Outside`."""
+    outside_papers: dict[str, tuple[Path, ...]] = {}
+    """Keyed by name: the files and folders in which outsides keep more than their books, as the
+    services' settings say; see `saga.outside.Outside.papers`."""
     inbox_days: float = INBOX_DAYS
     """The services' setting: what is older than that they may have done and forgotten."""
     personal: Sealing = Sealing.OFF
@@ -174,6 +177,18 @@ def outside_urls_in(folder: Path, outsides: Iterable[Outside[Any]]) -> dict[str,
         or sqlite_url(folder.resolve() / outside.file)
         for outside in outsides
         if outside.file is not None
+    }
+
+
+def outside_papers_in(
+    folder: Path, outsides: Iterable[Outside[Any]]
+) -> dict[str, tuple[Path, ...]]:
+    """Where the outsides of a system in `folder` keep papers, by the environment of its
+    services."""
+    return {
+        outside.name: tuple(path.absolute() for path in outside.papers(folder))
+        for outside in outsides
+        if outside.papers is not None
     }
 
 

@@ -109,6 +109,8 @@ class Clear:
     """The system's data folder."""
     books_url: str | None
     """Where the outside keeps its books, if it keeps any."""
+    papers: Collection[Path] = ()
+    """The files and folders in which it keeps anything else; see `Outside.papers`."""
 
 
 Doubt = Callable[["Connection", Collection[str], str], int]

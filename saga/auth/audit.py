@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -51,6 +51,10 @@ _READS: Final = ":read"
 _TELL_SECONDS: Final = 60.0
 _LOOK_AFTER_LINES: Final = 500
 """Another process with the same file may have begun the next one: so often it is looked at."""
+
+
+Unread = Callable[[Path], None]
+"""Is told of each line that cannot be read, by its file."""
 
 
 class AuditError(Explained):
@@ -359,18 +363,26 @@ class Trail:
                 self._descriptor = -1
 
 
-def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:
+def entries(
+    folder: Path, until: datetime | None = None, unread: Unread = lambda _: None
+) -> Iterator[Audited]:
     """The decisions that all processes recorded in `folder`, of up to a moment, the latest first.
     Lines of one file may be out of order by `OUT_OF_ORDER_SECONDS`. Lines that cannot be read are
-    left out. Raises `AuditError`."""
+    left out, and `unread` is told their file. A folder that is not there has none. Raises
+    `AuditError`."""
     _flush_all()
     try:
         # Of each process, that which is being written first: for what is of the same time.
-        files = sorted((file for file in folder.glob("*.jsonl") if file.is_file()), reverse=True)
+        files = sorted(
+            (file for file in folder.iterdir() if file.suffix == ".jsonl" and file.is_file()),
+            reverse=True,
+        )
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise AuditError(f"cannot read {folder}: {error.strerror}") from None
     yield from heapq.merge(
-        *(_latest_first(_backwards(file, until), until) for file in files),
+        *(_latest_first(_backwards(file, until, unread), until) for file in files),
         key=lambda found: found.at,
         reverse=True,
     )
@@ -391,7 +403,7 @@ def _latest_first(lines: Iterator[Audited], until: datetime | None) -> Iterator[
         yield heapq.heappop(waiting)[2]
 
 
-def _backwards(file: Path, until: datetime | None) -> Iterator[Audited]:
+def _backwards(file: Path, until: datetime | None, unread: Unread) -> Iterator[Audited]:
     """The lines of a file, the last first: all those of up to a moment, and few after it."""
     try:
         stream = file.open("rb")
@@ -407,11 +419,11 @@ def _backwards(file: Path, until: datetime | None) -> Iterator[Audited]:
             stream.seek(begin)
             first, *lines = (stream.read(end - begin) + rest).split(b"\n")
             rest, end = first, begin
-            if len(rest) > LINE_MAX_BYTES:
-                rest = b""  # No line of ours.
             for line in reversed(lines):
-                yield from _read(line)
-        yield from _read(rest)
+                yield from _read(line, file, unread)
+            if len(rest) > LINE_MAX_BYTES:
+                rest = rest[-LINE_MAX_BYTES - 1 :]  # No line of ours.
+        yield from _read(rest, file, unread)
 
 
 def _end_of(stream: BinaryIO, size: int, until: datetime) -> int:
@@ -435,7 +447,11 @@ def _end_of(stream: BinaryIO, size: int, until: datetime) -> int:
     return low
 
 
-def _read(line: bytes) -> Iterator[Audited]:
+def _read(line: bytes, file: Path = Path(), unread: Unread = lambda _: None) -> Iterator[Audited]:
     if line:
-        with contextlib.suppress(ValidationError):
-            yield Audited.model_validate_json(line)
+        try:
+            found = Audited.model_validate_json(line)
+        except ValidationError:
+            unread(file)
+        else:
+            yield found

@@ -177,11 +177,16 @@ def changing(file: Path) -> Iterator[list[ApiKey]]:
 
 def last_used(folder: Path, id: str) -> datetime | None:
     """When a key was used last, to the minute, as the processes that share an audit folder noted
-    it."""
+    it; None where none of them did. Raises `KeysError` where that cannot be told."""
     try:
         found = (folder / USED_FOLDER / id).stat()
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise KeysError(
+            f"when keys were used is not known: cannot read {folder / USED_FOLDER}: "
+            f"{error.strerror}; name the services' AUDIT_DIR by --audit-dir"
+        ) from None
     return datetime.fromtimestamp(found.st_mtime, UTC)
 
 

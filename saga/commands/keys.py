@@ -129,7 +129,7 @@ def list_(
     * `saga keys list`
     * `saga keys list --json | jq -r '.keys[] | select(.last_used == null) | .id'`
     """
-    from saga.auth.keys import last_used, read_keys
+    from saga.auth.keys import USED_FOLDER, last_used, read_keys
     from saga.auth.settings import AUDIT_FOLDER_NAME
     from saga.commands.console import Table, out
     from saga.runtime.kernel.tables import utc_now
@@ -137,6 +137,11 @@ def list_(
     where = _file(file, data_dir)
     used_in = audit_dir or data_dir / AUDIT_FOLDER_NAME
     found = [(key, last_used(used_in, key.id)) for key in read_keys(where)]
+    if found and not (used_in / USED_FOLDER).is_dir():
+        remark(
+            f"when keys were used is not known: there is no {used_in / USED_FOLDER}, so no service "
+            f"notes it there; name their AUDIT_DIR by --audit-dir"
+        )
     if as_json:
         print_json({"file": str(where), "keys": [_described(*one) for one in found]})
         return

@@ -22,7 +22,13 @@ from saga.auth.settings import AuthSettings
 from saga.broker.claim import Claim
 from saga.broker.passwords import new_passwords
 from saga.broker.setup import NODE_FOLDER, USERS_FILE, mend_topology, write_users
-from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in, outside_urls_in
+from saga.deployment import (
+    FILE_NAME,
+    Deployment,
+    dead_letters_url_in,
+    outside_papers_in,
+    outside_urls_in,
+)
 from saga.discovery import choreography, saga, services
 from saga.dlq import DlqError
 from saga.foreign import foreign_in
@@ -274,6 +280,7 @@ class System:
             },
             database_urls={name: self._database_url(name) for name in self._participants},
             outside_urls=outside_urls_in(self.folder, saga().outside),
+            outside_papers=outside_papers_in(self.folder, saga().outside),
             inbox_days=float(self._environment.get("INBOX_DAYS") or load(Settings).inbox_days),
             dead_letters_url=dead_letters_url_in(self.folder),
             http_ca_file=self._authority(),

@@ -26,7 +26,7 @@ def archive_of(file: Path, progress: Progress = lambda _: None) -> Iterator[str]
     with tempfile.TemporaryDirectory(prefix="saga-export-") as folder:
         url = sqlite_url(Path(folder) / "history.db")
         # It is thrown away, so nothing waits for the disk.
-        engine = sa.create_engine(url)
+        engine = sa.create_engine(url, hide_parameters=True)
         try:
             with engine.begin() as connection:
                 connection.exec_driver_sql("PRAGMA synchronous=OFF")

@@ -218,10 +218,17 @@ def _in_databases(
         tables = tables_of(name)
         yield from _in_states(url, name, tables.states.values(), report, LEAVES)
         outbox = InClear(f"{name}: outbox", PUBLISHED)
+        unreadable = 0
         bodies = read_database(url, _bodies)
         for body in bodies:
-            outbox.take(_values_in(graph.decoder, body) or (), None)
-        report.looked_at[outbox.name] = len(bodies)
+            values = _values_in(graph.decoder, body)
+            if values is None:
+                unreadable += 1
+            else:
+                outbox.take(values, None)
+        if unreadable:
+            report.unseen.append((outbox.name, f"{unreadable} that this version cannot read"))
+        report.looked_at[outbox.name] = len(bodies) - unreadable
         yield outbox
 
 

@@ -8,12 +8,13 @@ pages. What cannot be looked at is named: then nothing is known of it, and all i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -23,16 +24,18 @@ import yarl
 from sqlalchemy.engine import Connection
 
 from saga.choreography import Choreography
-from saga.deployment import Deployment, DeploymentError, outside_urls_in
+from saga.deployment import FILE_NAME, Deployment, DeploymentError, outside_urls_in
 from saga.local.folder import CLUSTER_FOLDER, has_own_broker, is_used
 from saga.outside import Outside
 from saga.personal.needle import Found, Needle
+from saga.personal.opening import KEY_FILE
 from saga.personal.unpacking import chunks_of, parts_of_file
 from saga.runtime.kernel.database import DatabaseError, is_postgresql
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.partitions import partitions_on
 from saga.runtime.messaging.stream import FIRST, PREFETCH, StreamError, last_offset, reading
 from saga.runtime.messaging.topology import HISTORY_STREAM, topology_of
+from saga.runtime.settings import Sealing
 from saga.runtime.urls import printable, sqlite_path
 
 ROUNDS_MAX: Final = 5
@@ -128,14 +131,27 @@ class Grounds:
         unseen: list[Unseen] = []
         amqp_url: str | None = None
         urls: dict[str, str] = {}
+        papers = {o.name: tuple(o.papers(folder)) for o in outsides if o.papers is not None}
+        has_keys = _may_be_there(folder / KEY_FILE)
         try:
             deployment = Deployment.load(folder)
-        except DeploymentError:
+        except DeploymentError as error:
             if not folder.is_dir() or not (is_used(folder) or any(folder.glob("*.db"))):
                 raise
+            if _may_be_there(folder / FILE_NAME):  # Whatever else it names is not known.
+                unseen.append(Unseen("what the system consists of", str(error)))
             urls = {
                 o: url for o, url in outside_urls_in(folder, outsides).items() if _is_there(url)
             }
+            unseen += (
+                Unseen(
+                    f"the papers of {name}",
+                    f"there are none in {', '.join(map(str, paths))}, and the system does not run, "
+                    f"which knows better: start it, then look again",
+                )
+                for name, paths in papers.items()
+                if not any(map(_may_be_there, paths))
+            )
             if (folder / CLUSTER_FOLDER).is_dir():
                 unseen.append(
                     Unseen("the databases", "the system does not run: start it, then look again")
@@ -146,26 +162,56 @@ class Grounds:
                 )
         else:
             urls = {**deployment.database_urls, **deployment.outside_urls}
+            has_keys |= deployment.personal is Sealing.SEALED
+            unseen += (
+                Unseen(
+                    f"the papers of {name}",
+                    "the deployment does not say where they are (outside_papers): look through "
+                    "them by --also",
+                )
+                for name in papers
+                if name not in deployment.outside_papers
+            )
+            papers |= deployment.outside_papers
             if deployment.dead_letters_url and _is_there(deployment.dead_letters_url):
                 urls["dead letters"] = deployment.dead_letters_url
             if not has_own_broker(folder):
                 amqp_url = deployment.amqp_url
         if persons_url is not None and _is_there(persons_url):
             urls["persons"] = persons_url
+        elif has_keys:
+            where = "by default" if persons_url is None else printable(persons_url)
+            unseen.append(
+                Unseen(
+                    "the key store",
+                    f"there is none at {where}: name it in PERSONS_DATABASE_URL, or start the "
+                    f"system, which knows it",
+                )
+            )
         folders = {str(path): path for path in (folder, *also)}
-        for outside in outsides:
-            for path in outside.papers(folder) if outside.papers else ():
-                if path.exists():
-                    folders[str(path)] = path
+        for path in chain.from_iterable(papers.values()):
+            if _may_be_there(path):
+                folders[str(path)] = path
         return cls(folders, urls, _own_port(folder), amqp_url, tuple(unseen))
 
 
 def _is_there(url: str) -> bool:
-    """Whether it is a server's, or there is such a file."""
+    """Whether it is a server's, or there may be such a file."""
     if is_postgresql(url):
         return True
     path = sqlite_path(url)
-    return path is not None and path.is_file()
+    return path is not None and _may_be_there(path)
+
+
+def _may_be_there(path: Path) -> bool:
+    """Whether there is something, or that cannot be told: then looking there says so."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _own_port(folder: Path) -> int | None:
@@ -195,15 +241,27 @@ class Looker:
         """Look through everything. Raises nothing of what is in the way: that is `unseen`."""
         self.look.unseen += grounds.unseen
         for name, folder in grounds.folders.items():
-            await asyncio.to_thread(self.folder, name, folder)
+            with self._missing(name):
+                await asyncio.to_thread(self.folder, name, folder)
         for name, url in grounds.databases.items():
             if is_postgresql(url):
                 await self.server(name, url, own_port=grounds.own_server_port)
             elif (path := sqlite_path(url)) is not None:
-                await asyncio.to_thread(self.sqlite, name, path)
+                with self._missing(f"the database of {name}"):
+                    await asyncio.to_thread(self.sqlite, name, path)
+            else:
+                self._miss(f"the database of {name}", f"{printable(url)} is in no file")
         if grounds.amqp_url is not None:
             await self.broker(grounds.amqp_url, graph)
         return self.look
+
+    @contextlib.contextmanager
+    def _missing(self, name: str) -> Iterator[None]:
+        """Name a place that even its file system tells nothing of."""
+        try:
+            yield
+        except OSError as error:
+            self._miss(name, f"{error.filename or name}: {error.strerror or error}")
 
     # --- files -------------------------------------------------------------------------------
 
@@ -212,6 +270,10 @@ class Looker:
         if not folder.exists():
             self._miss(name, "there is no such file or folder")
             return
+        if not (folder.is_dir() or folder.is_file()):
+            self._miss(name, "it is neither a file nor a folder: mount or copy what is in it")
+            return
+        self._names_below(name, folder)
         for _ in range(ROUNDS_MAX):
             new = {
                 identity: path
@@ -225,6 +287,17 @@ class Looker:
                 self.file(_group(name, folder, path), path)
         else:
             self._miss(name, f"new files came all the time, {ROUNDS_MAX} times: look again")
+
+    def _names_below(self, name: str, folder: Path) -> None:
+        """What the folders in a folder are called. Those that cannot be listed are named with the
+        files."""
+        for where, below, _ in os.walk(folder):
+            for each in below:
+                found = self._needle.find_in([os.fsencode(each)])
+                if found.count:
+                    path = Path(where) / each
+                    place = SearchedPlace(name, f"the name of the folder {path}", 0, found)
+                    self.look.places.append(place)
 
     def file(self, group: str, path: Path) -> None:
         """The bytes of one file, what is in it if it is an archive, its rows if it is a SQLite
@@ -276,7 +349,9 @@ class Looker:
         name = f"{_DATABASE} {path}"
         try:
             uri = f"{path.resolve().as_uri()}?mode=ro"
-            with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection:
+            with contextlib.closing(
+                sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)
+            ) as connection:
                 connection.text_factory = bytes
                 size, found = 0, Found()
                 for table in _tables_of(connection):
@@ -309,11 +384,13 @@ class Looker:
 
     def _tables(self, where: str, connection: Connection) -> None:
         tables = connection.execute(sa.text(_TABLES)).all()
-        for schema, table, readable in (*tables, ("pg_catalog", "pg_stats", True)):
+        for schema, table, readable, hidden in (*tables, ("pg_catalog", "pg_stats", True, False)):
             name = f"{_DATABASE} {schema}.{table} in {where}"
             if not readable:
                 self._miss(name, "its user may not read them")
                 continue
+            if hidden:
+                self._miss(name, "policies hide rows from its user (row level security)")
             quoted = ".".join(f'"{part}"'.replace(":", r"\:") for part in (schema, table))
             # Names of tables are no parameters; they are quoted.
             query = sa.text(f"SELECT CAST(t AS text) FROM {quoted} AS t")  # noqa: S608
@@ -398,7 +475,7 @@ class _Counted:
 
 
 _TABLES: Final = """
-    SELECT n.nspname, c.relname, has_table_privilege(c.oid, 'SELECT')
+    SELECT n.nspname, c.relname, has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'm', 'f')
       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
@@ -446,16 +523,21 @@ def sorted_files(
                 onerror=lambda error: unread(str(error.filename), error.strerror or str(error)),
                 followlinks=False,
             )
-            for name in (*names, *(one for one in below if (Path(where) / one).is_symlink()))
+            for name in (
+                *names,
+                *(one for one in below if os.path.islink(os.path.join(where, one))),
+            )
         )
-        if folder.is_dir()
+        if _is_folder(folder, unread)
         else (folder,)
     )
     for path in paths:
         try:
             status = path.stat()
         except FileNotFoundError:
-            continue  # Removed since, or a link that leads nowhere.
+            if path.is_symlink():
+                unread(str(path), f"a link that leads nowhere by now: {os.readlink(path)}")
+            continue  # Or removed since.
         except OSError as error:
             unread(str(path), error.strerror or str(error))
             continue
@@ -463,7 +545,17 @@ def sorted_files(
             found.append((path, status))
         elif stat.S_ISDIR(status.st_mode):
             unread(str(path), f"a link to the folder {path.resolve()}: look there by --also")
+        elif stat.S_ISBLK(status.st_mode):
+            unread(str(path), "a whole disk: mount it, and look there by --also")
     return sorted(found, key=lambda each: (not each[0].name.endswith("wal"), each[0]))
+
+
+def _is_folder(path: Path, unread: Callable[[str, str], None]) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        unread(str(path), error.strerror or str(error))
+        return False
 
 
 def size_of(folders: Iterable[Path]) -> int:
@@ -471,6 +563,6 @@ def size_of(folders: Iterable[Path]) -> int:
     return sum(
         status.st_size
         for folder in folders
-        if folder.exists()
+        if _may_be_there(folder)
         for _, status in sorted_files(folder, lambda *_: None)
     )

@@ -103,6 +103,10 @@ class Hidden:
         """What finds any of the values: made once it is needed, which is seldom."""
         return _Sought(self._values)
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to hide, but for sealed values."""
+        return bool(self._values)
+
     def and_of(self, values: Iterable[str]) -> Hidden:
         """The same, with more values."""
         more = {*values} - self._values

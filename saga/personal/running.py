@@ -130,6 +130,7 @@ class RunningSystem(PersonLookup):
                 subjects=whom.subjects,
                 folder=self._folder,
                 books_url=self._deployment.outside_urls.get(outside.name),
+                papers=self._deployment.outside_papers.get(outside.name, ()),
             )
             try:
                 outcome.took(outside.name, outside.forget(clear))

@@ -33,8 +33,19 @@ _NOT_OPENED: Final = {
     b"Rar!\x1a\x07": "RAR",
     b"\x04\x22\x4d\x18": "LZ4",
     b"\x1f\x9d": "compress",
+    b"\x78\x9c": "zlib",
+    b"\x78\xda": "zlib",
+    b"LZIP": "lzip",
+    b"age-encryption.org/": "age",
+    b"-----BEGIN AGE ENCRYPTED FILE": "age",
+    b"-----BEGIN PGP MESSAGE": "PGP",
+    b"Salted__": "OpenSSL",
+    b"LUKS\xba\xbe": "LUKS",
+    b"QFI\xfb": "QEMU",
 }
 _DUMP: Final = b"PGDMP"
+_REMEMBERED_BYTES: Final = 4 * tarfile.RECORDSIZE
+"""More than a tar is read ahead by."""
 
 Unopened = Callable[[str, str], None]
 """Is told of an archive that cannot be opened: its name, and why."""
@@ -154,7 +165,8 @@ def _entry(info: zipfile.ZipInfo) -> bytes:
 
 
 def _of_tar(name: str, stream: IO[bytes], unopened: Unopened, depth: int) -> Iterator[Part]:
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
+    read = _Remembered(stream)
+    with tarfile.open(fileobj=read, mode="r|") as archive:
         for info in archive:
             inner = f"{name}!{info.name}"
             entry = "\0".join((info.name, info.linkname, info.uname, info.gname))
@@ -162,6 +174,34 @@ def _of_tar(name: str, stream: IO[bytes], unopened: Unopened, depth: int) -> Ite
             member = archive.extractfile(info) if info.isfile() else None
             if member is not None:
                 yield from _within(inner, _Forward(member), unopened, depth)  # type: ignore[arg-type]
+        end = archive.offset
+    # It ends at what is no header, be that zeros or not, and says nothing of it.
+    if any(map(any, read.rest_from(end))):
+        unopened(name, f"it goes on after {end} bytes, where a part is damaged, or another begins")
+
+
+class _Remembered(io.RawIOBase):
+    """A stream of which the last bytes that were read are known."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._last = b""
+        self._offset = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        self._offset += len(data)
+        self._last = (self._last + data)[-_REMEMBERED_BYTES:]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def rest_from(self, offset: int) -> Iterator[bytes]:
+        """What comes from there on, read by now or not."""
+        yield self._last[max(0, len(self._last) - (self._offset - offset)) :]
+        yield from chunks_of(self._stream)
 
 
 class _Forward(io.RawIOBase):
@@ -228,12 +268,16 @@ def _through(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said
         )
         source, result = process.stdin, process.stdout
+        failed: list[Exception] = []
         if source is None or result is None:
             raise RuntimeError("a process without its pipes")
 
         def feed() -> None:
-            with contextlib.suppress(BrokenPipeError), source:
-                shutil.copyfileobj(stream, source, CHUNK_BYTES)
+            try:
+                with contextlib.suppress(BrokenPipeError), source:
+                    shutil.copyfileobj(stream, source, CHUNK_BYTES)
+            except _DAMAGED as error:
+                failed.append(error)
 
         feeding = threading.Thread(target=feed, daemon=True)
         feeding.start()
@@ -245,6 +289,8 @@ def _through(
             status = process.wait()
             said.seek(0)
             gist = " ".join(said.read(400).decode(errors="replace").split())
+        for error in failed:
+            unopened(name, f"cannot read it to its end: {str(error) or type(error).__name__}")
         if status:
             unopened(name, f"{Path(command[0]).name} failed: {gist or f'exit status {status}'}")
 

@@ -162,6 +162,7 @@ async def embedded(
     ask.
     """
     check_said(settings)
+    telemetry.name_nobody()
     async with contextlib.AsyncExitStack() as stack:
         if process.close is not None:
             stack.push_async_callback(process.close)

@@ -6,12 +6,15 @@ being worked on. Nothing is prepared for that until a line is logged.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import TracebackType
@@ -30,7 +33,7 @@ log = logging.getLogger(__name__)
 ABOUT: Final[ContextVar[Envelope[Any] | None]] = ContextVar("about", default=None)
 """The message that the current task works on."""
 NAMED: Final[ContextVar[Hidden | None]] = ContextVar("named", default=None)
-"""Whom the request that is answered names."""
+"""Whom the request that is answered, or the message that has failed, names."""
 STACK_MAX_CHARACTERS: Final = 8_000
 """The end of a traceback says most, so that is what is kept of a longer one."""
 
@@ -42,6 +45,77 @@ class LogFormat(StrEnum):
     """As text at a terminal, else as JSON."""
     JSON = "json"
     TEXT = "text"
+
+
+@contextlib.contextmanager
+def naming(named: Hidden) -> Iterator[None]:
+    """What is logged meanwhile is about who is `named`, and does not say who that is."""
+    token = NAMED.set(named)
+    try:
+        yield
+    finally:
+        NAMED.reset(token)
+
+
+def name_nobody() -> None:
+    """Have log records name nobody whom the request or the message at hand does (`NAMED`), whatever
+    handles them: the text of an exception takes its place, since handlers may show what its frames
+    hold. For within another application, whose handlers and formatters are its own. Wraps the
+    record factory that there is; done again, it does nothing."""
+    before = logging.getLogRecordFactory()
+    if not isinstance(before, _Discreet):
+        logging.setLogRecordFactory(_Discreet(before))
+
+
+class _Discreet:
+    """Makes log records as another factory does, which then name nobody."""
+
+    def __init__(self, before: Callable[..., logging.LogRecord]) -> None:
+        self._before = before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = self._before(*args, **kwargs)
+        named = NAMED.get()
+        if named:
+            _mask(record, named)
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class _LoggedError:
+    """What is left of an exception in a record."""
+
+    type: str
+    message: str
+    stack: str
+
+
+def _mask(record: logging.LogRecord, named: Hidden) -> None:
+    """Leave in a record no text with a value of these. The arguments stay apart: some formatters
+    take them by their places."""
+    record.msg = _masked(record.msg, named)
+    if isinstance(record.args, Mapping):
+        record.args = {name: _masked(value, named) for name, value in record.args.items()}
+    elif record.args:
+        record.args = tuple(_masked(value, named) for value in record.args)
+    if record.exc_info and (error := record.exc_info[1]) is not None:
+        stack = _FORMATTER.formatException(record.exc_info)
+        record.exc_text = named.text(stack)
+        record.error = _LoggedError(type(error).__name__, named.text(str(error)), record.exc_text)
+        record.exc_info = None
+    if record.stack_info:
+        record.stack_info = named.text(record.stack_info)
+
+
+def _masked(value: Any, named: Hidden) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    said = str(value)
+    masked = named.text(said)
+    return value if masked == said and isinstance(value, str) else masked
+
+
+_FORMATTER: Final = logging.Formatter()
 
 
 class JsonFormatter(logging.Formatter):
@@ -60,11 +134,15 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **_about(record),
         }
-        if record.exc_info and (error := record.exc_info[1]) is not None:
+        failed: _LoggedError | None = getattr(record, "error", None)
+        if failed is None and record.exc_info and (error := record.exc_info[1]) is not None:
+            stack = self.formatException(record.exc_info)
+            failed = _LoggedError(type(error).__name__, str(error), stack)
+        if failed is not None:
             document["error"] = {
-                "type": type(error).__name__,
-                "message": str(error),
-                "stack": self.formatException(record.exc_info)[-STACK_MAX_CHARACTERS:],
+                "type": failed.type,
+                "message": failed.message,
+                "stack": failed.stack[-STACK_MAX_CHARACTERS:],
             }
         # In ASCII: nothing a terminal obeys.
         return without_passwords(_naming_nobody(record, json.dumps(document)))
@@ -97,6 +175,7 @@ def configure_logging(service: str, level: str, format: LogFormat) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter((TextFormatter if _for_people(format) else JsonFormatter)(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    name_nobody()
     logging.captureWarnings(True)
     for noisy in ("httpx", "uvicorn.access", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -126,7 +205,7 @@ def _for_people(format: LogFormat) -> bool:
 def _naming_nobody(record: logging.LogRecord, text: str) -> str:
     """A record's text, a traceback in it for instance, without the values that its message or its
     request is known to name, and with short marks in the place of sealed ones."""
-    named: Hidden | None = getattr(record, "hidden", None) or NAMED.get()
+    named = NAMED.get()
     return masked_in(text) if named is None else named.text(text)
 
 

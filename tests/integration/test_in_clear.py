@@ -106,3 +106,19 @@ async def test_a_message_that_cannot_be_read_was_not_looked_at(tmp_path: Path) -
 
     assert status == 1
     assert [each["name"] for each in found["not_looked_at"]] == ["the history"]
+
+
+async def test_what_waits_in_an_outbox_and_cannot_be_read_was_not_looked_at(
+    tmp_path: Path,
+) -> None:
+    await books_of(tmp_path, SEALED)
+    with closing(sqlite3.connect(tmp_path / "order.db")) as connection, connection:
+        connection.execute(
+            "INSERT INTO outbox (event_id, owner, position, routing_key, body)"
+            " VALUES ('e', 'o', 1, 'order.placed.normal', x'ff')"
+        )
+
+    status, found = await asyncio.to_thread(look, tmp_path)
+
+    assert status == 1
+    assert [each["name"] for each in found["not_looked_at"]] == ["order: outbox"]

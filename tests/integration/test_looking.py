@@ -3,6 +3,7 @@ at is said."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import lzma
@@ -14,25 +15,33 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
+from urllib.parse import unquote
 from uuid import uuid4
 
 import aio_pika
 import asyncpg
 import pytest
+import yarl
 from aio_pika.abc import AbstractChannel
 
 from saga.backup import programs
 from saga.choreography import Choreography
-from saga.deployment import DeploymentError
+from saga.deployment import FILE_NAME, Deployment, DeploymentError
+from saga.errors import Explained
 from saga.local.folder import CLUSTER_FOLDER, note_broker
 from saga.local.node import RabbitNode
 from saga.local.postgres import PostgresCluster
-from saga.personal.looking import Grounds, Looker, SearchReport, size_of
+from saga.outside import Outside
+from saga.personal.looking import Grounds, Looker, SearchReport, Unseen, size_of
 from saga.personal.needle import Needle
+from saga.personal.opening import made_key
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import HISTORY_STREAM, apply, topology_of
+from saga.runtime.settings import Sealing
+from saga.runtime.urls import sqlite_path, sqlite_url
 from tests.integration.toy import PARTICIPANT
 from tests.spellings import ENCODINGS, spellings
 
@@ -231,6 +240,303 @@ def test_a_folder_that_is_not_there_was_not_looked_at(tmp_path: Path) -> None:
     ]
 
 
+# --- every place there is, and none of it readable ------------------------------------------------
+
+KEEPER: Final = Outside(
+    "keeper",
+    asked_by="toy",
+    blank=None,
+    decisions=(None,),
+    ask=lambda _: {},
+    read=lambda _: None,
+    file="keeper.db",
+    papers=lambda folder: (folder.parent / "papers",),
+)
+
+
+@dataclass
+class Ground:
+    """A system all of whose places are elsewhere, each of its own."""
+
+    folder: Path
+    also: Path
+    persons: Path
+    deployment: Deployment
+
+    @classmethod
+    def made(cls, root: Path) -> Ground:
+        folder, also, persons = root / "data", root / "also", root / "keys" / "persons.db"
+        for each in (folder / "logs", also / "below", root / "papers"):
+            each.mkdir(parents=True)
+            (each / "one.txt").write_bytes(b"nothing of interest")
+        note_broker(folder, "private")
+        urls = {n: cls._database(root / n / f"{n}.db") for n in ("history", "toy", "keeper")}
+        deployment = Deployment(
+            amqp_url="amqp://nobody@127.0.0.1:1/",
+            http_urls={},
+            database_urls={n: urls[n] for n in ("history", "toy")},
+            outside_urls={"keeper": urls["keeper"]},
+            outside_papers={"keeper": (root / "papers",)},
+            dead_letters_url=cls._database(root / "letters" / "letters.db"),
+        )
+        deployment.save(folder)
+        cls._database(persons)
+        return cls(folder, also, persons, deployment)
+
+    @staticmethod
+    def _database(path: Path) -> str:
+        path.parent.mkdir(parents=True)
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("CREATE TABLE states (state TEXT)")
+            database.execute("INSERT INTO states VALUES ('nothing of interest')")
+        return sqlite_url(path)
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """Keyed by what they are called: where a name might be, by what the search is to look at.
+        What is added to a deployment without a place here fails the test."""
+        root = self.folder.parent
+        said = self.deployment
+        urls = {
+            **said.database_urls,
+            **said.outside_urls,
+            "dead letters": str(said.dead_letters_url),
+            "persons": sqlite_url(self.persons),
+        }
+        files = {name: sqlite_path(url) for name, url in urls.items()}
+        return {
+            **{name: file for name, file in files.items() if file is not None},
+            "the data folder": self.folder,
+            "a folder in it": self.folder / "logs",
+            "a file in it": self.folder / "logs" / "one.txt",
+            "what else is looked through": self.also,
+            "a folder in that": self.also / "below",
+            "a file in that": self.also / "below" / "one.txt",
+            "the papers of an outside": root / "papers",
+            "one of these": root / "papers" / "one.txt",
+        }
+
+    async def look(self) -> SearchReport:
+        grounds = Grounds.of(
+            self.folder, [KEEPER], also=[self.also], persons_url=sqlite_url(self.persons)
+        )
+        size_of(grounds.folders.values())
+        return await Looker(Needle(NAME)).everywhere(grounds, GRAPH)
+
+
+def closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not be read, though its folder may: as by its mode, which an administrator's tests
+    would not be held up by."""
+    opens, lists, connects = Path.open, os.scandir, sqlite3.connect
+
+    def refuse(asked: object) -> None:
+        if str(path) == os.fspath(cast(Path, asked)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def opened(self: Path, *args: Any, **kwargs: Any) -> Any:
+        refuse(self)
+        return opens(self, *args, **kwargs)
+
+    def listed(where: Any = ".") -> Any:
+        refuse(where)
+        return lists(where)
+
+    def connected(database: Any, **kwargs: Any) -> Any:
+        if str(path) in unquote(str(database)):
+            raise sqlite3.OperationalError("unable to open database file")
+        return connects(database, **kwargs)
+
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(os, "scandir", listed)
+    monkeypatch.setattr(sqlite3, "connect", connected)
+
+
+def hidden(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even what it is may be asked: its folder may not be entered."""
+    stats, os_stats = Path.stat, os.stat
+
+    def refuse(asked: Any) -> None:
+        if path == asked or path in Path(asked).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(asked))
+
+    def status(self: Path, **kwargs: Any) -> os.stat_result:
+        refuse(self)
+        return stats(self, **kwargs)
+
+    def os_status(asked: Any, **kwargs: Any) -> os.stat_result:
+        if isinstance(asked, str | Path):
+            refuse(asked)
+        return os_stats(asked, **kwargs)
+
+    monkeypatch.setattr(Path, "stat", status)
+    monkeypatch.setattr(os, "stat", os_status)
+    closed(path, monkeypatch)
+
+
+def damaged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database is none by what is in it, a folder is gone though it was asked for, and of a file
+    a part is missing."""
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.symlink_to("/nowhere/at/all")
+    elif path.suffix == ".db":
+        path.write_bytes(b"SQLite format 3\0" + b"\xff" * 4_000)
+    else:
+        path.write_bytes(gzip.compress(os.urandom(2_000))[:-900])
+
+
+PLACES_OF_ALL: Final = (
+    "history",
+    "toy",
+    "keeper",
+    "dead letters",
+    "persons",
+    "the data folder",
+    "a folder in it",
+    "a file in it",
+    "what else is looked through",
+    "a folder in that",
+    "a file in that",
+    "the papers of an outside",
+    "one of these",
+)
+
+
+async def test_where_everything_can_be_read_and_nothing_is_found_all_is_well(
+    tmp_path: Path,
+) -> None:
+    ground = Ground.made(tmp_path)
+    assert tuple(ground.places) == PLACES_OF_ALL
+
+    look = await ground.look()
+
+    assert look.clean, (look.unseen, [*look.with_it])
+    looked_at = {place.name for place in look.places}
+    for path in ground.places.values():
+        assert path.is_dir() or str(path) in looked_at
+
+
+@pytest.mark.parametrize("make", [closed, hidden, damaged])
+@pytest.mark.parametrize("name", PLACES_OF_ALL)
+async def test_each_place_that_cannot_be_read_is_named_and_all_is_not_well(
+    name: str,
+    make: Callable[[Path, pytest.MonkeyPatch], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ground = Ground.made(tmp_path)
+    path = ground.places[name]
+    if (name, make) == ("the data folder", damaged):
+        pytest.skip("there is no system without it: the command says so")
+    with monkeypatch.context() as changed:
+        make(path, changed)
+        try:
+            look = await ground.look()
+        except Explained as error:  # It is told in a line, and the command ends with 1.
+            look = SearchReport(unseen=[Unseen("", str(error))])
+
+    assert not look.clean
+    assert not look.count
+    said = [f"{one.name} {one.why}" for one in look.unseen]
+    assert [line for line in said if str(path) in line], said
+
+
+async def test_a_description_of_a_system_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    ground = Ground.made(tmp_path)
+    (ground.folder / FILE_NAME).write_text("{")
+
+    look = await ground.look()
+
+    assert [one.why for one in look.unseen if FILE_NAME in one.why]
+
+
+async def test_papers_that_a_deployment_says_nothing_of_are_named(tmp_path: Path) -> None:
+    ground = Ground.made(tmp_path)
+    ground.deployment.model_copy(update={"outside_papers": {}}).save(ground.folder)
+
+    assert [one.name for one in (await ground.look()).unseen] == ["the papers of keeper"]
+
+
+async def test_a_key_store_that_is_not_where_it_should_be_was_not_looked_at(
+    tmp_path: Path,
+) -> None:
+    ground = Ground.made(tmp_path)
+    ground.persons.unlink()
+    assert (await ground.look()).clean  # Nothing says that there is one.
+    ground.deployment.model_copy(update={"personal": Sealing.SEALED}).save(ground.folder)
+
+    assert [one.name for one in (await ground.look()).unseen] == ["the key store"]
+
+
+async def test_of_a_system_that_does_not_run_what_is_nowhere_here_was_not_looked_at(
+    tmp_path: Path,
+) -> None:
+    ground = Ground.made(tmp_path)
+    (ground.folder / FILE_NAME).unlink()
+    assert (await ground.look()).clean
+    shutil.rmtree(tmp_path / "papers")
+    made_key(ground.folder)
+    ground.persons.unlink()
+
+    unseen = [one.name for one in (await ground.look()).unseen]
+
+    assert unseen == ["the papers of keeper", "the key store"]
+
+
+async def test_a_broker_elsewhere_that_is_away_was_not_looked_at(
+    tmp_path: Path, closed_port: int
+) -> None:
+    ground = Ground.made(tmp_path)
+    note_broker(ground.folder, "broker.example:5672/")
+    url = f"amqp://nobody@127.0.0.1:{closed_port}/"
+    ground.deployment.model_copy(update={"amqp_url": url}).save(ground.folder)
+
+    unseen = [one.name for one in (await ground.look()).unseen]
+
+    assert [name for name in unseen if name.startswith("the broker")]
+    assert [name for name in unseen if name.startswith("the files of the broker")]
+
+
+def test_what_a_link_would_lead_to_and_what_is_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "archive").symlink_to(tmp_path.parent / "not mounted")
+    os.mkfifo(tmp_path.parent / "pipe")
+
+    (link,) = looked(tmp_path).unseen
+    assert "leads nowhere" in link.why
+    (pipe,) = looked(tmp_path.parent / "pipe").unseen
+    assert "neither a file nor a folder" in pipe.why
+
+
+def test_the_name_of_an_empty_folder_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / f"for {NAME}").mkdir()
+
+    assert looked(tmp_path).count == 1
+
+
+def test_a_tar_that_goes_on_after_its_end_or_a_damaged_part_is_named(tmp_path: Path) -> None:
+    def tar(name: str, size: int = 30_000) -> bytes:
+        whole = io.BytesIO()
+        with tarfile.open(fileobj=whole, mode="w") as archive:
+            info = tarfile.TarInfo(name)
+            info.size = size
+            archive.addfile(info, io.BytesIO(os.urandom(size)))
+        return whole.getvalue()
+
+    one = tar("one")
+    (tmp_path / "well.tar.gz").write_bytes(gzip.compress(one))
+    assert looked(tmp_path).clean
+    (tmp_path / "two.tar.gz").write_bytes(gzip.compress(one + tar("two")))
+    both = bytearray(one[:30_720] + tar("two", 100_000))
+    both[30_720:30_900] = bytes(180)
+    both[30_720] = 7
+    (tmp_path / "damaged.tar.gz").write_bytes(gzip.compress(bytes(both)))
+
+    unseen = looked(tmp_path).unseen
+
+    assert sorted(Path(one.name).name for one in unseen) == ["damaged.tar.gz!", "two.tar.gz!"]
+    assert all("it goes on after" in one.why for one in unseen)
+
+
 def test_a_long_file_is_looked_through_in_bounded_memory(tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(300_000_000)
@@ -306,6 +612,31 @@ async def test_a_text_is_found_in_a_database_on_a_server(postgres_url: str, tmp_
     await connection.close()
 
     assert looked(tmp_path).count == 5
+
+
+async def test_rows_that_a_server_hides_from_its_user_were_not_looked_at(
+    postgres_url: str,
+) -> None:
+    user = f"reader_{uuid4().hex}"
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute(
+        f"CREATE TABLE texts (t text); CREATE TABLE secrets (t text);"
+        f"ALTER TABLE texts ENABLE ROW LEVEL SECURITY;"
+        f"CREATE ROLE {user} LOGIN PASSWORD 'hush'; GRANT SELECT ON texts TO {user}"
+    )
+    await connection.execute("INSERT INTO texts VALUES ($1)", NAME)
+    looker = Looker(Needle(NAME))
+    try:
+        url = str(yarl.URL(postgres_url).with_user(user).with_password("hush"))
+        await looker.server("texts", url, own_port=yarl.URL(postgres_url).port)
+    finally:
+        await connection.execute(f"DROP OWNED BY {user}; DROP ROLE {user}")
+        await connection.close()
+
+    assert not looker.look.clean
+    why = {one.name.split()[2]: one.why for one in looker.look.unseen}
+    assert "row level security" in why["public.texts"]
+    assert "may not read" in why["public.secrets"]
 
 
 async def test_what_statistics_have_kept_of_a_text_is_found(postgres_url: str) -> None:

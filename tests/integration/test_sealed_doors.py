@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
@@ -46,6 +47,7 @@ from saga.runtime.messaging.topology import (
 from saga.runtime.personal import MAY_READ, guarded, texts_of
 from saga.runtime.problem import Problem
 from saga.runtime.settings import PersonalSettings, SettingsError, load
+from saga.runtime.telemetry import name_nobody
 from tests.errands import Ride
 from tests.polling import until
 from tests.unit.test_deliveries import CopyingPublisher, HoldingKernel, WatchedChannel
@@ -428,6 +430,25 @@ async def test_a_changed_text_of_a_person_who_is_known_is_dead_too(persons: Pers
     await until(lambda: bool(intake.publisher.bodies))
 
     assert intake.kernel.taken == []
+
+
+async def test_any_handler_of_logs_is_told_of_a_dead_letter_without_its_name(
+    unsealed: Persons, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = logging.getLogRecordFactory()
+    try:
+        name_nobody()
+        intake = Intake(unsealed)
+        intake.deliver(body())
+        (await intake.taken()).then(Failed(ValueError(f"{NAME} is unknown, and {NAME.upper()}")))
+        await until(partial(_has_copies, intake, 1))
+    finally:
+        logging.setLogRecordFactory(before)
+
+    (record,) = [one for one in caplog.records if "dead" in one.getMessage()]
+    assert record.exc_info is None
+    assert "is unknown" in str(record.exc_text)
+    assert "muster" not in f"{record.__dict__} {caplog.text}".lower()
 
 
 @pytest.mark.parametrize("sealing", ["sealed", "off"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,10 +16,13 @@ from fastapi import FastAPI
 from faststream import FastStream
 from faststream.rabbit import ExchangeType, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
 
+from common.events import PlaceOrder
+from order_service.app import build
 from saga import Service, Settings, TakingPart, taking_part
 from saga.auth.keys import new_key, write_keys
 from saga.auth.settings import Auth
 from saga.choreography import Choreography
+from saga.discovery import choreography
 from saga.envelope import Attributes
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.tables import utc_now
@@ -34,6 +39,7 @@ from tests.polling import DEADLINE_SECONDS, until
 
 SERVICE = Service(MOVE, TABLES)
 KEY = "smith/2030-04"
+TEA = {"sku": "tea", "quantity": 1, "unit_price_cents": 250}
 
 
 @pytest.fixture
@@ -113,6 +119,48 @@ async def test_in_another_application_its_routes_know_their_callers(
 
         assert (await client.get("/saga/moves/x")).status_code == 401
         await until(partial(is_ready, client))
+
+
+class Shown(logging.Handler):
+    """A handler of the application: it shows all of a record, and what frames hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += self.format(record) + str(record.__dict__)
+        if record.exc_info and record.exc_info[2]:
+            frames = traceback.walk_tb(record.exc_info[2])
+            self.text += "".join(str(frame.f_locals) for frame, _ in frames)
+
+
+async def test_the_log_of_the_application_names_nobody_whom_its_requests_and_messages_name(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, body = "Zenobia Ungelesen", {"currency": "EUR", "lines": [TEA]}
+    before, shown = logging.getLogRecordFactory(), Shown()
+    given = settings.model_copy(update={"outbox_backlog_max": 1_000})
+    async with await connect(settings.amqp_url, name="test") as connection:
+        await apply(topology_of(choreography()), await connection.channel())
+    logging.getLogger().addHandler(shown)
+    try:
+        async with taking_part(build(given), given) as part, client_of(part.app) as client:
+
+            async def fail(command: PlaceOrder, **_: object) -> None:
+                raise ValueError(f"no order for {command.customer}")
+
+            monkeypatch.setattr(part.running.kernel, "give", fail)
+            answer = await client.post(
+                "/orders", json=body | {"customer": name}, headers={"Idempotency-Key": "k"}
+            )
+            assert answer.status_code == 500
+    finally:
+        logging.getLogger().removeHandler(shown)
+        logging.setLogRecordFactory(before)
+
+    assert "no order for Z…" in shown.text
+    assert "Zenobia" not in shown.text
 
 
 async def test_it_takes_part_from_the_lifespan_of_an_application_of_faststream(

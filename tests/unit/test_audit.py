@@ -349,7 +349,28 @@ def test_lines_that_are_none_are_left_out(tmp_path: Path) -> None:
         file.write(b"\xff\n{}\n" + b"x" * 100_000 + b"\nnull\n")
     decide(trail, 2)
 
-    assert [one.subject for one in entries(tmp_path)] == ["2", "1"]
+    unread: list[Path] = []
+    found = [*entries(tmp_path, unread=unread.append)]
+    assert [one.subject for one in found] == ["2", "1"]
+    assert unread == [tmp_path / "one.jsonl"] * 4
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_one_without_decisions(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(AuditError, match="cannot read"):
+        next(entries(tmp_path / "file"))
+    assert [*entries(tmp_path / "nowhere")] == []
+
+
+def test_when_a_key_was_used_is_not_known_where_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / keys.USED_FOLDER).touch()
+
+    with pytest.raises(KeysError, match="is not known"):
+        keys.last_used(tmp_path, "c23b76b8d8")
+    assert keys.last_used(tmp_path / "nowhere", "c23b76b8d8") is None
 
 
 def test_a_folder_that_somebody_asked_for_has_to_take_files(tmp_path: Path) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import logging.handlers
+import queue
+import traceback
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Final
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -15,7 +21,7 @@ from saga.personal import Personal, shown
 from saga.personal.masks import HIDDEN_MAX, Hidden, Masks
 from saga.personal.needle import Needle
 from saga.personal.written import Plain
-from saga.runtime.telemetry import JsonFormatter, TextFormatter
+from saga.runtime.telemetry import JsonFormatter, TextFormatter, name_nobody, naming
 from saga.text import harmless
 from tests.spellings import ENCODINGS, FORMS
 
@@ -196,6 +202,85 @@ def test_beyond_its_limit_nothing_is_shown() -> None:
     assert hidden.text("anything") == hidden.document("anything") == "…"
 
 
+class WithFrames(logging.Formatter):
+    """As programs of others do that show what every frame of an exception holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.exc_info and record.exc_info[2]:
+            frames = traceback.walk_tb(record.exc_info[2])
+            text += "".join(str(frame.f_locals) for frame, _ in frames)
+        return text
+
+
+class ByPlace(logging.Formatter):
+    """As the access log of a server does: takes the arguments apart."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        assert isinstance(record.args, tuple)
+        who, error, count = record.args
+        return f"{who} {error} {count}"
+
+
+@pytest.fixture
+def discreet() -> Iterator[None]:
+    before = logging.getLogRecordFactory()
+    name_nobody()
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(before)
+
+
+@pytest.mark.parametrize("formatter", [logging.Formatter(), WithFrames(), ByPlace()])
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.usefixtures("discreet")
+def test_the_logs_of_another_application_name_nobody_while_a_message_that_names_them_is_at_hand(
+    formatter: logging.Formatter, named: bool
+) -> None:
+    foreign, later = logging.Logger("of the application"), queue.SimpleQueue[logging.LogRecord]()
+    foreign.addHandler(logging.handlers.QueueHandler(later))
+    foreign.handlers[0].setFormatter(formatter)
+    own = logging.Logger("another")
+    written = io.StringIO()
+    own.addHandler(logging.StreamHandler(written))
+    own.handlers[0].setFormatter(formatter)
+
+    def fail(guest: str) -> None:
+        raise ValueError(f"{guest} has no room; {quote(guest)} neither")
+
+    with naming(Hidden([NAME] if named else [])):
+        try:
+            fail(NAME)
+        except ValueError as error:
+            for log in (own, foreign):
+                log.exception("no room for %s: %s, in %d", NAME, error, 17)
+
+    for text in (written.getvalue(), later.get().getMessage()):
+        assert ("Hara" in text) != named
+        assert "has no room" in text
+        assert "17" in text
+
+
+def test_records_are_made_by_the_factory_of_the_application_and_masked_once() -> None:
+    before = logging.getLogRecordFactory()
+    made: list[str] = []
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        made.append(str(args[0]))
+        return before(*args, **kwargs)
+
+    try:
+        logging.setLogRecordFactory(factory)
+        name_nobody()
+        name_nobody()
+        logging.Logger("theirs").warning("hello")
+    finally:
+        logging.setLogRecordFactory(before)
+
+    assert made == ["theirs"]
+
+
 @pytest.mark.parametrize("formatter", [JsonFormatter("room"), TextFormatter("room")])
 def test_a_log_names_nobody_whom_its_message_names(formatter: logging.Formatter) -> None:
     try:
@@ -203,9 +288,9 @@ def test_a_log_names_nobody_whom_its_message_names(formatter: logging.Formatter)
     except ValueError as error:
         info = (type(error), error, error.__traceback__)
     record = logging.LogRecord("a", logging.ERROR, "a.py", 1, "failed: %s", (info[1],), info)
-    record.hidden = Hidden([NAME])
 
-    text = formatter.format(record)
+    with naming(Hidden([NAME])):
+        text = formatter.format(record)
 
     assert "Hara" not in text
     assert SEALED not in text

@@ -617,9 +617,16 @@ class TakesInClear(Deliveries):
 class SetsAsideInClear(Deliveries):
     """Sets a message aside as it came, and not as it was sealed."""
 
-    async def _fail(self, *arguments: Any, **options: Any) -> None:
-        *others, _ = arguments
-        await super()._fail(*others, sealed=None, **options)
+    async def _fail(
+        self,
+        delivery: Any,
+        intake: Any,
+        envelope: Any,
+        attempts: int,
+        outcome: Any,
+        sealed: Any,
+    ) -> None:
+        await super()._fail(delivery, intake, envelope, attempts, outcome, None)
 
 
 class BuriesInClear(Deliveries):

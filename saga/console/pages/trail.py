@@ -4,7 +4,7 @@ audit trail."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -59,6 +59,8 @@ class FoundLines:
     found: Sequence[Audited]
     looked_at: int
     next: tuple[datetime, int] | None
+    unread: tuple[str, ...] = ()
+    """Files with lines among those looked at that cannot be read."""
 
 
 def routes(site: Site) -> APIRouter:
@@ -72,6 +74,8 @@ def routes(site: Site) -> APIRouter:
         try:
             if site.audit_folder is not None:
                 found = await asyncio.to_thread(_look, site.audit_folder, wanted, place)
+                if found.unread:
+                    unread = f"lines in {', '.join(found.unread)} are not in this list"
         except AuditError as error:
             unread = str(error)
         return site.page(
@@ -93,8 +97,9 @@ def _look(folder: Path, wanted: TrailListed, place: tuple[datetime, int] | None)
     """A page of what fits, of the newest lines behind that place; blocks. Raises `AuditError`."""
     until, done = (None, 0) if place is None else place
     found: list[Audited] = []
+    unread: set[Path] = set()
     looked_at, at, of_that_time = 0, until, 0
-    for decision in entries(folder, until):
+    for decision in entries(folder, until, unread.add):
         of_that_time = of_that_time + 1 if decision.at == at else 1
         at = decision.at
         if at == until and of_that_time <= done:
@@ -103,5 +108,9 @@ def _look(folder: Path, wanted: TrailListed, place: tuple[datetime, int] | None)
         if wanted.fits(decision):
             found.append(decision)
         if len(found) == PAGE or looked_at == LINES_MAX:
-            return FoundLines(found, looked_at, (at, of_that_time))
-    return FoundLines(found, looked_at, None)
+            return FoundLines(found, looked_at, (at, of_that_time), _names(unread))
+    return FoundLines(found, looked_at, None, _names(unread))
+
+
+def _names(files: Iterable[Path]) -> tuple[str, ...]:
+    return tuple(sorted(file.name for file in files))

@@ -360,6 +360,7 @@ class _Target:
             "postgresql+asyncpg://",
             async_creator=lambda: self._connect(answer_seconds),
             poolclass=pool,
+            hide_parameters=True,  # They hold what messages say.
             **options,
         )
 

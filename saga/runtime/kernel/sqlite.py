@@ -49,7 +49,8 @@ def sqlite_engine(url: str) -> Engine:
     write lock at once, and wait for it if need be. Several processes may open the same file; a
     connection may go from thread to thread."""
     options = {"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
-    engine = sa.create_engine(url, connect_args=options)
+    # Parameters hold what messages say, so errors do not quote them.
+    engine = sa.create_engine(url, connect_args=options, hide_parameters=True)
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:

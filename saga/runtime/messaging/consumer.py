@@ -58,6 +58,7 @@ from saga.runtime.messaging.trust import check_sender
 from saga.runtime.messaging.wire import ChannelLost, ReconnectingConnection, Taker
 from saga.runtime.metrics import ConsumerMetrics
 from saga.runtime.retry_loop import RetryLoop
+from saga.runtime.telemetry import naming
 
 log = logging.getLogger(__name__)
 
@@ -382,7 +383,8 @@ class Deliveries:
         except ValueError as error:
             self._refuse(intake, delivery, Undecodable("invalid", str(error)))
         except Exception:
-            log.exception("a delivery of %s was not sealed; the broker has it", intake.queue)
+            with naming(Hidden(personal_values(envelope.data))):
+                log.exception("a delivery of %s was not sealed; the broker has it", intake.queue)
             intake.acknowledger.reject(delivery.tag)
         else:
             self._decide(intake, delivery, known.envelope, attempts, known)
@@ -531,14 +533,15 @@ class Deliveries:
             self._metrics.dead_lettered(type_, reason, traceparent)
             foreseen = isinstance(error, Undecodable | TransientError | Conflicting)
             unforeseen = None if foreseen else error
-            log.error(
-                "dead: %s: %s: %s",
-                what,
-                type(error).__name__,
-                failure.said,
-                exc_info=unforeseen,
-                extra=about | {"hidden": failure.named},
-            )
+            with naming(failure.named):
+                log.error(
+                    "dead: %s: %s: %s",
+                    what,
+                    type(error).__name__,
+                    failure.said,
+                    exc_info=unforeseen,
+                    extra=about,
+                )
         else:
             exchange, key = wait_queue(wait_ms), failure.queue
             self._metrics.retried(type_)
