@@ -81,14 +81,15 @@ def check(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what is wrong with the choreography, from the signatures alone. Changes nothing.
+    """Look for what is wrong with the choreography, from the code alone. Changes nothing.
 
     An event that no participant publishes or reacts to, a command that its receiver would refuse, a
     reaction that nothing reaches, a failure that cancels nothing, an effect that is not undone, a
     cycle without a guard, a join that forgets one of its legs, a version without an upcaster, an
-    event that the broker's user may not publish. With `--broker` also what a live broker holds
-    differently, as `saga topology diff` tells it. Exit status 1 if anything is found. What a
-    participant in another language has to keep is named, since no signature tells it.
+    event that the broker's user may not publish, a table or a column that no migration adds. With
+    `--broker` also what a live broker holds differently, as `saga topology diff` tells it. Exit
+    status 1 if anything is found. What a participant in another language has to keep is named,
+    since no signature tells it.
 
     Examples:
 
@@ -100,12 +101,13 @@ def check(
     from saga.foreign import PAGE, duties_of
     from saga.graph.check import DRIFT, RULES, drifted
     from saga.graph.check import check as find
+    from saga.graph.migrations import MIGRATION, missing_migrations
 
     graph = choreography()
-    findings = find(graph, _definitions(definitions))
+    findings = [*find(graph, _definitions(definitions)), *missing_migrations(graph)]
     found = compare(graph, amqp_url, management_url, data_dir) if broker else None
     findings += drifted(graph, found.differences) if found else []
-    rules = [*RULES, *([DRIFT] if found else [])]
+    rules = [*RULES, MIGRATION, *([DRIFT] if found else [])]
     foreign = {participant.name: duties_of(participant) for participant in graph.foreign}
     if as_json:
         print_json(
@@ -162,7 +164,8 @@ def generate(
 
     The broker's definitions, the AsyncAPI document, a JSON Schema per event version, a page per
     service, the map as a picture, and manifests for Kubernetes. In the compose files and for
-    Prometheus, what a service is missing there.
+    Prometheus, what a service is missing there. What is not asked for any more is removed. Tables
+    and columns that no migration adds are named, with the command that writes one.
 
     Examples:
 
@@ -173,6 +176,7 @@ def generate(
     from saga.discovery import choreography
     from saga.generate.files import refresh, stale
     from saga.generate.marks import GenerateError
+    from saga.graph.migrations import missing_migrations
 
     root = root.resolve()
     try:
@@ -182,14 +186,23 @@ def generate(
     names = [
         (file.relative_to(root) if file.is_relative_to(root) else file).as_posix() for file in files
     ]
+    lacking = missing_migrations(choreography())
     if as_json:
-        print_json({"ok": not (check and names), "stale": names})
+        print_json(
+            {
+                "ok": not (check and (names or lacking)),
+                "stale": names,
+                "migrations": [{"store": each.name, "message": each.message} for each in lacking],
+            }
+        )
     else:
         for name in names:
             out().print(f"stale: {name}" if check else name)
         if not names:
             remark("every generated file is as it should be")
-    if check and names:
+        for each in lacking:
+            remark(f"{each.name}: {each.message}")
+    if check and (names or lacking):
         raise typer.Exit(PROBLEM_FOUND)
 
 
