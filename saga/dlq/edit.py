@@ -19,7 +19,7 @@ from saga.dlq.letters import DeadLetter, document_of
 from saga.dlq.replay import alone
 from saga.dlq.states import LetterState
 from saga.envelope import Undecodable, derived_id
-from saga.errors import InputError
+from saga.errors import InputError, NotFound
 from saga.message import Event
 from saga.personal.marks import personal_values
 from saga.personal.seal import PREFIX, sealed
@@ -185,7 +185,7 @@ async def edit(
 
 def _must_be_dead(number: int, state: LetterState | None) -> None:
     if state is not LetterState.DEAD:
-        raise InputError(f"letter {number} is {state or 'gone'}; only a dead one can be edited")
+        raise NotFound(f"letter {number} is {state or 'gone'}; only a dead one can be edited")
 
 
 def _copy(letter: DeadLetter, text: str) -> tuple[bytes, str]:

@@ -28,7 +28,7 @@ from saga.dlq.letters import DeadLetter, posting_of
 from saga.dlq.replays import Replay
 from saga.dlq.selection import FrozenSelection, Selection
 from saga.dlq.states import HERE, ItemState, LetterState
-from saga.errors import InputError
+from saga.errors import InputError, NotFound
 from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.publisher import BrokerPublisher
@@ -241,7 +241,7 @@ def _run(
         raise DlqError(f"replay {resuming} does not wait to be resumed any more; look again")
     if unfinished is None:
         if selection is None:
-            raise InputError("no replay waits to be resumed: each one begun has ended")
+            raise NotFound("no replay waits to be resumed: each one begun has ended")
         now = None if confirmed is None else confirmed.at
         letters = desk.store.find(selection, HERE, contents=False, now=now)
         numbers = [letter.number for letter in letters]

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from saga.choreography import Choreography
 from saga.deployment import Deployment
-from saga.errors import InputError
+from saga.errors import NotFound
 from saga.future.moment import Moment, moment_after
 from saga.history.archive import Archive
 from saga.history.debts import Debt
@@ -76,7 +76,7 @@ async def standing(
         ) from error
     moment = moment_after(graph, found, event)
     if event is not None and event > moment.last:
-        raise InputError(f"--event: it has {moment.last} events, so there is no event {event}")
+        raise NotFound(f"--event: it has {moment.last} events, so there is no event {event}")
     return SubjectAtMoment(found, moment, behind, why_not)
 
 

@@ -27,7 +27,7 @@ from saga.deployment import Deployment
 from saga.dlq.audit import who
 from saga.dlq.store import Store
 from saga.envelope import rfc3339
-from saga.errors import Explained, InputError
+from saga.errors import Explained, InputError, NotFound
 from saga.http import post_to_one
 from saga.outside import Clear, OutsideError
 from saga.personal import requests
@@ -358,7 +358,7 @@ class Forgetter:
         """Say in the audit record who forgot whom, and why."""
         url = self._deployment.dead_letters_url
         if url is None:
-            raise InputError("the deployment names no store of dead letters: dead_letters_url")
+            raise NotFound("the deployment names no store of dead letters: dead_letters_url")
         store = Store(url)
         try:
             result = {

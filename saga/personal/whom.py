@@ -26,7 +26,7 @@ from saga.dlq.selection import Selection
 from saga.dlq.states import HERE
 from saga.dlq.store import Store
 from saga.dues import Item, listing
-from saga.errors import InputError
+from saga.errors import NotFound
 from saga.history.archive import Archive
 from saga.history.debts import coming_of, debts_of
 from saga.history.pages import about
@@ -113,7 +113,7 @@ class PersonLookup:
                 pass  # It may be a name as well.
         person_id = person_id_in(given) if sealed(given) else self._store.person_of(given)
         if person_id is None:
-            raise InputError(
+            raise NotFound(
                 "the key store knows no person of that name: they were never sealed, or are "
                 "forgotten already, or a request about them waits (`saga forget --status`); "
                 "`saga forget --verify` looks for what is in clear"
