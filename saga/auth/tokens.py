@@ -29,6 +29,7 @@ from saga.runtime.settings import SettingsError
 from saga.runtime.tasks import cancel_all
 from saga.runtime.tls import trusted
 from saga.text import harmless, is_utf_8
+from saga.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +205,9 @@ def _keys_in(document: Any) -> dict[str | None, list[Key]]:
     if not isinstance(listed, list):
         raise ValueError("it is no set of keys: there is no list `keys`")
     if len(listed) > KEYS_MAX:
-        raise ValueError(f"there are {len(listed)} keys in it, and {KEYS_MAX} at most are read")
+        raise ValueError(
+            f"there are {counted(len(listed), 'key')} in it, and {KEYS_MAX} at most are read"
+        )
     keys: dict[str | None, list[Key]] = {}
     for one in listed:
         if not isinstance(one, dict) or one.get("use", "sig") != "sig":

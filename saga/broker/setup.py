@@ -42,6 +42,7 @@ from saga.runtime.messaging.topology import (
 )
 from saga.runtime.messaging.wire import Connection
 from saga.runtime.urls import printable
+from saga.wording import counted
 
 NODE_FOLDER: Final = "rabbitmq"
 """Where in a system's folder its private node is."""
@@ -168,7 +169,8 @@ async def partitions_at(url: str, graph: Choreography, *, patience_seconds: floa
 def _as_many(partitions: int | None, otherwise: int, there: int, url: str) -> int:
     if partitions is not None and partitions < there:
         raise TopologyError(
-            f"the queues at {printable(url)} have {there} partitions, and cannot have only "
+            f"the queues at {printable(url)} have {counted(there, 'partition')}, and cannot have "
+            f"only "
             f"{partitions}: what is in the others, or returns to them, would not be read; say "
             f"{there} or more, or leave the number out"
         )
@@ -196,7 +198,7 @@ async def mend_topology(
         url, graph, partitions_min=partitions_min, patience_seconds=patience_seconds
     )
     if missing:
-        before(f"the broker had lost {len(missing)} queues")
+        before(f"the broker had lost {counted(len(missing), 'queue')}")
     takers = [participant.name for participant in graph.participants if graph.given_to(participant)]
     intakes = {intake_queue(name, priority) for name in takers for priority in Priority}
     removed: set[str] = set()
@@ -273,7 +275,8 @@ async def wait_for_nodes(management_url: str, nodes: int, *, patience_seconds: f
                     return
                 if time.monotonic() > deadline:
                     raise BrokerError(
-                        f"{running} of {nodes} nodes of RabbitMQ at {printable(management_url)} "
+                        f"{running} of {counted(nodes, 'node')} of RabbitMQ at "
+                        f"{printable(management_url)} "
                         f"run; start the others, or say another number with --nodes"
                     )
             await asyncio.sleep(RETRY_SECONDS)

@@ -18,6 +18,7 @@ from saga.commands.output import (
     remark,
 )
 from saga.commands.topology import AmqpUrl, ManagementUrl, compare
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from saga.commands.console import Line
@@ -125,8 +126,9 @@ def check(
             out().print(str(finding))
         reactions = sum(len(participant.reactions) for participant in graph.participants)
         remark(
-            f"{len(rules)} rules, {len(graph.participants)} participants, {reactions} reactions, "
-            f"{len(graph.events)} events: {len(findings) or 'nothing'} found"
+            f"{counted(len(rules), 'rule')}, {counted(len(graph.participants), 'participant')}, "
+            f"{counted(reactions, 'reaction')}, "
+            f"{counted(len(graph.events), 'event')}: {len(findings) or 'nothing'} found"
         )
         if foreign:
             names = ", ".join(foreign)

@@ -25,6 +25,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -441,6 +442,6 @@ def print_report(report: Report) -> None:
     if report.ok:
         console.print(styled(("the books are right", "green")))
     elif report.violations:
-        console.print(styled((f"{len(report.violations)} violations", "red")))
+        console.print(styled((f"{counted(len(report.violations), 'violation')}", "red")))
     else:
         console.print(styled(("nothing is wrong in what was looked at", "yellow")))

@@ -18,6 +18,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,8 +159,9 @@ def export(
         )
     else:
         remark(
-            f"{file}: {len(topology.queues)} queues, {len(topology.bindings)} bindings, "
-            f"{len(users)} users"
+            f"{file}: {counted(len(topology.queues), 'queue')}, "
+            f"{counted(len(topology.bindings), 'binding')}, "
+            f"{counted(len(users), 'user')}"
         )
 
 
@@ -250,10 +252,14 @@ def apply(
         )
     else:
         remark(
-            f"{printable(url)} has {len(topology.queues)} queues and {len(topology.bindings)} "
-            f"bindings of the saga"
-            + (f", and its {len(users)} users" if put else "")
-            + (f"; {topology.partitions} partitions each" if topology.partitions > 1 else "")
+            f"{printable(url)} has {counted(len(topology.queues), 'queue')} and "
+            f"{counted(len(topology.bindings), 'binding')} of the saga"
+            + (f", and its {counted(len(users), 'user')}" if put else "")
+            + (
+                f"; {counted(topology.partitions, 'partition')} each"
+                if topology.partitions > 1
+                else ""
+            )
         )
 
 

@@ -21,6 +21,7 @@ from saga.graph.overlay import Inscription, Line, Overlay
 from saga.message import Command, Event, Intent
 from saga.runtime.messaging.topology import queues_of, undivided
 from saga.status import READY, READY_BUT
+from saga.wording import counted
 
 LANE_CHARACTERS: Final = 34
 """Of what a service lacks, what fits below its name; the page of services has the whole."""
@@ -163,7 +164,7 @@ class MapFigures:
         return Inscription(
             f"{dead} dead",
             self.url("/letters", service=participant, type=type_),
-            f"{label(node)}: {dead} dead letters",
+            f"{label(node)}: {counted(dead, 'dead letter')}",
             "bad",
         )
 
@@ -244,7 +245,7 @@ class MapFigures:
         return Inscription(
             f"{count} waiting",
             self.url("/waiting", participant=participant, type=type_),
-            f"{participant} has not taken {count} messages of type {type_}",
+            f"{participant} has not taken {counted(count, 'message')} of type {type_}",
         )
 
     @cached_property
@@ -295,7 +296,8 @@ class MapFigures:
         ]
         waiting = sum(queue.messages for queue in queues)
         unread = any(not queue.consumers for queue in queues)
-        about = f"{participant}: {waiting} messages wait in its queues"
+        wait = counted(waiting, "message waits", "messages wait")
+        about = f"{participant}: {wait} in its queues"
         if unread:
             about += ", and at least one of them has no consumer"
         line = [
@@ -307,13 +309,15 @@ class MapFigures:
             )
         ]
         if unpublished := status.outboxes.get(participant):
-            about = f"{participant}: {unpublished} events are not known to be published"
+            about = f"{participant}: not known to be published: {counted(unpublished, 'event')}"
             page = self.url("/services") + "#services"
             line.append(Inscription(f"{unpublished} unpublished", page, about))
         if dead := status.dead_letters.get(participant):
             page = self.url("/letters", service=participant)
             line.append(
-                Inscription(f"{dead} dead", page, f"{participant}: {dead} dead letters", "bad")
+                Inscription(
+                    f"{dead} dead", page, f"{participant}: {counted(dead, 'dead letter')}", "bad"
+                )
             )
         return line
 

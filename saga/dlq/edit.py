@@ -29,6 +29,7 @@ from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
 from saga.runtime.messaging.topology import HISTORY_STREAM, reads
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.runtime.tasks import in_thread
+from saga.wording import counted
 
 ENVELOPE: Final = (
     "specversion",
@@ -230,7 +231,8 @@ def _set(document: dict[str, Any], steps: Sequence[str], value: Any, setting: st
         if isinstance(target, list):
             if not step.isdecimal() or int(step) >= len(target):
                 raise InputError(
-                    f"--set {setting!r}: {'.'.join(steps[:depth])} has {len(target)} elements, "
+                    f"--set {setting!r}: {'.'.join(steps[:depth])} has "
+                    f"{counted(len(target), 'element')}, "
                     f"none of them {step!r}"
                 )
             key: Any = int(step)

@@ -35,6 +35,7 @@ from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.wire import Unroutable
 from saga.runtime.tasks import cancel_all, in_thread
 from saga.runtime.urls import printable
+from saga.wording import counted
 
 RAMP: Final = (1, 5, 25, 125)
 """How many are sent at first, each step once the one before has succeeded; then all the others."""
@@ -569,6 +570,6 @@ class _Replaying:
         if failing / heard <= self._settings.max_failing:
             return None
         return (
-            f"{failing} of the last {heard} messages failed again, more than "
+            f"{failing} of the last {counted(heard, 'message')} failed again, more than "
             f"{self._settings.max_failing:.0%}"
         )

@@ -33,6 +33,7 @@ from saga.history.story import Story, fold_of, tell
 from saga.history.whereabouts import MessageLocations, in_store, look
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import utc_now
+from saga.wording import counted
 
 SUBJECTS_AT_ONCE: Final = 500
 CATCH_UP_SECONDS: Final = 10.0
@@ -341,7 +342,8 @@ async def _facts_about(
             behind = await archive.behind()
             raise HistoryError(
                 f"{participant.name} has a state of {subject}, but no event about it is in the "
-                f"history" + (f", which is {behind} messages behind; try again" if behind else "")
+                f"history"
+                + (f", which is {counted(behind, 'message')} behind; try again" if behind else "")
             )
     gaps = await archive.read(queries.known_gaps)
     trimmed = ", ".join(map(str, gaps))
