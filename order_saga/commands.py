@@ -249,7 +249,7 @@ def _print_result(result: DemoResult) -> None:
 
     console = out()
     document = result.to_json()
-    title = f"{document['orders']} orders, seed {result.seed}"
+    title = f"{counted(document['orders'], 'order')}, seed {result.seed}"
     outcomes = Table("outcome", "orders", title=title, right=["orders"])
     outcomes.add_row("confirmed", f"{document['outcomes']['confirmed']}")
     for reason, count in document["outcomes"]["cancelled"].items():

@@ -73,7 +73,7 @@ def stock_negative(stock: States[StockItem]) -> Iterator[Broken]:
     """There is no less than nothing on the shelf."""
     for sku, item in stock.items():
         if item.free < 0 or item.held < 0:
-            yield sku, f"{item.free} units are free and {item.held} are held"
+            yield sku, f"units: {item.free} free and {item.held} held"
 
 
 def stock_not_conserved(stock: States[StockItem], added: Events[StockAdded]) -> Iterator[Broken]:
@@ -175,7 +175,11 @@ def held_mismatch(stock: States[StockItem], reservations: States[Reservation]) -
     for sku in stock.keys() | units.keys():
         held = stock.of(sku).held
         if held != units[sku]:
-            yield sku, f"the shelf says {held} units are held, the reservations hold {units[sku]}"
+            yield (
+                sku,
+                f"by the shelf, {counted(held, 'unit is', 'units are')} held; the reservations "
+                f"hold {units[sku]}",
+            )
 
 
 def held_differs(orders: States[Order], reservations: States[Reservation]) -> Iterator[Broken]:

@@ -138,7 +138,7 @@ def _show(
             f"{counted(one.count, 'time')}: the archive lacks it: saga trace {one.subject}"
         )
     console.print(
-        f"production, its newest {taken.events:,} of {taken.of:,} events: "
+        f"production, its newest {taken.events:,} of {counted(taken.of, 'event')}: "
         f"{counted(len(taken.transitions), 'transition')}, {len(beyond) or 'none'} of them in no "
         f"model"
     )

@@ -384,7 +384,7 @@ def _print_course(asked: Consequences, usual: Consequences) -> None:
     for violation in asked.broken:
         said = f"{violation.rule} would be broken: {violation.detail}"
         console.print(styled((said, "red")))
-    many = f"the first {asked.asked} steps are what was asked for, with what is asked because of it"
+    many = f"steps 1 to {asked.asked} are what was asked for, with what is asked because of it"
     one = "the first step is what was asked for"
     _print_way(f"what would happen; {one if asked.asked == 1 else many}", asked.steps)
 

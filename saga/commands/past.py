@@ -188,8 +188,8 @@ def show_past(run: Against, *, drawn_by: int) -> None:
     for one in found.late():
         taken = found.taken[one.group.participant, one.group.reaction]
         said = (
-            f"may have come late: {one.count:,} of the {taken:,} messages that {_reaction(one)} "
-            f"took, or it publishes {one.group.what}, where it published nothing: "
+            f"may have come late: {one.count:,} of the {counted(taken, 'message')} that "
+            f"{_reaction(one)} took, or it publishes {one.group.what}, where it published nothing: "
             f"{_trace(one.subject)}"
         )
         console.print(styled((said, "yellow")))

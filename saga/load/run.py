@@ -108,8 +108,8 @@ def plan_of(saga: Saga, sagas: int, seed: int, run: int = 1) -> Plan:
     if len(plan.ends) < sagas:
         raise SagaError(
             f"the load of {saga.name} says of {counted(len(plan.ends), 'subject')} how they end, "
-            f"and {sagas} "
-            f"sagas are to be begun; let each have a subject of its own in `ends`"
+            f"and {counted(sagas, 'saga is', 'sagas are')} to be begun; let each have a subject "
+            f"of its own in `ends`"
         )
     taken = {p.name: p.intake for p in saga.participants}
     for given in (*plan.before, *plan.given):

@@ -43,6 +43,7 @@ from saga.runtime.kernel.tables import utc_now
 from saga.runtime.settings import PersonalSettings, Sealing, load
 from saga.runtime.tasks import in_thread
 from saga.runtime.urls import sqlite_url
+from saga.wording import counted
 
 ASK_SECONDS: Final = 30.0
 """How long a service may take to end a saga."""
@@ -203,7 +204,10 @@ class Forgetter:
             for subject in open_now:
                 await self._end_one(self._saga.early_end, subject, outcome)
         wait_seconds = max(0.0, deadline - time.monotonic())
-        report(f"waiting for {len(open_now)} open sagas to end, {wait_seconds:.3g} s at most")
+        report(
+            f"waiting for {counted(len(open_now), 'open saga')} to end, {wait_seconds:.3g} s at "
+            f"most"
+        )
         while still_open := await self._lookup.open_among(open_now):
             if time.monotonic() > deadline:
                 break
@@ -286,8 +290,10 @@ class Forgetter:
         if began:
             shown = ", ".join(began[:LISTED_MAX]) + (", …" if len(began) > LISTED_MAX else "")
             outcome.left.append(
-                f"{len(began)} sagas began while the key was destroyed, and go on under the sealed "
-                f"text: their owner cannot be told by name how they end, so look at them: {shown}"
+                f"begun while the key was destroyed, and going on under the sealed text: "
+                f"{counted(len(began), 'saga')}. Their owner cannot be told by name how they "
+                f"end, so "
+                f"look at them: {shown}"
             )
 
     def _take_out(self, outcome: Outcome) -> None:

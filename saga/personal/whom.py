@@ -38,6 +38,7 @@ from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.statements import any_of, on_postgresql
 from saga.runtime.kernel.tables import Tables, utc_now
 from saga.runtime.tasks import in_thread
+from saga.wording import counted
 
 AT_ONCE: Final = 500
 POLL_SECONDS: Final = 0.2
@@ -165,7 +166,8 @@ class PersonLookup:
         if await archive.caught_up(max(0.0, deadline - time.monotonic())):
             return ""
         return (
-            f"the history is {await archive.behind()} messages behind the stream; start its "
+            f"the history is {counted(await archive.behind(), 'message')} behind the stream; "
+            f"start its "
             f"service, and wait"
         )
 

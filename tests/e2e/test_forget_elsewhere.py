@@ -60,7 +60,7 @@ def test_a_traveller_with_an_open_trip_is_forgotten_once_it_has_ended(
         status, waits = forget(place, NAME, "--reason", "they asked", "--yes", "--wait", "0.5")
 
         assert (status, waits["ended"], waits["waits"]["waits_for"]) == (1, [KEY], [KEY])
-        assert "1 requests to forget a person wait" in place.on_system("status").stdout
+        assert "1 request waits to forget a person" in place.on_system("status").stdout
         down.unlink()
 
         done: dict[str, Any] = {}

@@ -453,7 +453,7 @@ NOT_THERE: Final[dict[str, list[str]]] = {
     "dlq discard": ["nobody", *_WHY],
     "dlq restore": ["nobody", *_WHY],
 }
-"""How each command is called about something that nobody has seen."""
+"""How each command is called about something that was never seen."""
 NAMING_NOTHING_KEPT: Final = {
     **dict.fromkeys(("new", "keys create"), "what it names is made"),
     **dict.fromkeys(("migration", "history rebuild"), "of a fixed list: another name is wrong"),
@@ -473,7 +473,7 @@ def test_it_is_known_which_commands_may_be_asked_about_what_is_not_there() -> No
 
 
 @pytest.mark.parametrize("command", NOT_THERE)
-def test_what_nobody_has_seen_is_a_failure_and_no_wrong_usage(command: str, scene: Scene) -> None:
+def test_what_was_never_seen_is_a_failure_and_no_wrong_usage(command: str, scene: Scene) -> None:
     made_key(scene.folder)
 
     done = run(command, *NOT_THERE[command], folder=scene.folder)
