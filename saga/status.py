@@ -147,7 +147,7 @@ class SystemStatus:
                 for name, count in self.stored_dead_letters.items()
             ),
             *(
-                f"{dues.overdue} {table} are overdue"
+                f"{table}: {dues.overdue} overdue"
                 for table, dues in self.dues_by_name.items()
                 if dues.overdue
             ),

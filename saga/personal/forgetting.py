@@ -29,7 +29,7 @@ from saga.dlq.store import Store
 from saga.envelope import rfc3339
 from saga.errors import Explained, InputError, NotFound
 from saga.http import post_to_one
-from saga.outside import Clear, OutsideError
+from saga.outside import ErasureRequest, OutsideError
 from saga.personal import requests
 from saga.personal.keystore import REASON_MAX_CHARACTERS, KeyStore
 from saga.personal.needle import CHUNK_BYTES
@@ -320,7 +320,7 @@ class Forgetter:
                     f"{outside.name} cannot be told by us to forget a person: ask those who run it"
                 )
                 continue
-            clear = Clear(
+            clear = ErasureRequest(
                 values=whom.values,
                 references=whom.references,
                 subjects=whom.subjects,
@@ -343,7 +343,7 @@ class Forgetter:
             if copied is None or outside.forget is None:
                 continue
             file = folder / copied.file
-            clear = Clear(
+            clear = ErasureRequest(
                 values=whom.values,
                 references=whom.references,
                 subjects=whom.subjects,

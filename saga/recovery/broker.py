@@ -105,8 +105,8 @@ class Recovered:
             )
         too_old = Counter((one.participant, one.type) for one in survey.too_old)
         lines += [
-            f"{count} {type_} are not put back: they are older than all that {participant} has "
-            f"done of them, so it is taken that it did not react to them then"
+            f"not put back: {count} of {type_}, older than all that {participant} has done of that "
+            f"type, so it is taken that it did not react to it then"
             for (participant, type_), count in sorted(too_old.items())
         ]
         lines += [
