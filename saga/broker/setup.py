@@ -317,10 +317,16 @@ async def put_users(
 
 
 async def drift(
-    graph: Choreography, url: str | None, management_url: str | None, folder: Path
+    graph: Choreography,
+    url: str | None,
+    management_url: str | None,
+    folder: Path,
+    *,
+    partitions_min: int = 1,
 ) -> Drift:
     """Compare a broker with the choreography: through the management API where its address is
-    given, else as far as AMQP tells where `url` is given, else the private node of `folder`.
+    given, else as far as AMQP tells where `url` is given, else the private node of `folder`. Queues
+    should have the partitions that there are, and at least `partitions_min`.
 
     Changes nothing. Raises `BrokerError` or `NodeError`.
     """
@@ -330,14 +336,16 @@ async def drift(
             found = await management.export(virtual_host)
         broker = printable(management_url)
     elif url is not None:
-        topology = topology_of(graph, await partitions_at(url, graph))
+        there = max(await partitions_at(url, graph), partitions_min)
+        topology = topology_of(graph, there)
         found_here = await _over_amqp(url, topology)
         return Drift(printable(url), found_here, ("bindings", "users", "permissions"))
     else:
         node = RabbitNode(folder / NODE_FOLDER)
         found = json.loads(await asyncio.to_thread(node.ctl, "export_definitions", "-"))
         broker = str(node.folder)
-    topology = topology_of(graph, _partitions_in(found, graph, virtual_host))
+    there = max(_partitions_in(found, graph, virtual_host), partitions_min)
+    topology = topology_of(graph, there)
     seen = "users" in found
     expected = definitions(
         _as_it_may_be(topology, found, virtual_host), users_of(graph), virtual_host=virtual_host

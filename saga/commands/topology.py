@@ -199,9 +199,9 @@ def apply(
     * `saga topology apply --partitions 4`
     """
     from saga.broker.setup import apply_topology, put_users, put_virtual_host, wait_for_nodes
-    from saga.discovery import choreography, declared_partitions
+    from saga.discovery import choreography
     from saga.local.folder import uses_broker
-    from saga.notes import known_partitions, note_partitions
+    from saga.notes import note_partitions
     from saga.runtime.messaging.permissions import users_of
     from saga.runtime.urls import printable
 
@@ -226,14 +226,13 @@ def apply(
         run(put_virtual_host(url, management_url))
         # First what services may read, then what there is to read.
         put = run(put_users(users, url, management_url, passwords, data_dir if private else None))
-        declared = declared_partitions()
         of_folder = private is not None or uses_broker(data_dir, url)
         topology = run(
             apply_topology(
                 url,
                 graph,
                 partitions=partitions,
-                partitions_min=(known_partitions(data_dir) if of_folder else declared) or 1,
+                partitions_min=_partitions_known(None if private else url, data_dir) or 1,
                 patience_seconds=patience,
             )
         )
@@ -313,8 +312,21 @@ def compare(
     url = _with_tls(amqp_url) if amqp_url else None
     if url is None and management_url is None:
         _private(data_dir)
+    known = _partitions_known(url or management_url, data_dir)
     with stoppable():
-        return run(drift(graph, url, management_url, data_dir))
+        return run(drift(graph, url, management_url, data_dir, partitions_min=known or 1))
+
+
+def _partitions_known(url: str | None, data_dir: Path) -> int | None:
+    """How many partitions the queues of a broker should have: by the note in the data folder, if it
+    is the broker of that system, or by the project. Without a `url`, it is."""
+    from saga.discovery import declared_partitions
+    from saga.local.folder import uses_broker
+    from saga.notes import known_partitions
+
+    if url is None or uses_broker(data_dir, url):
+        return known_partitions(data_dir)
+    return declared_partitions()
 
 
 def _print_differences(differences: Sequence[Deviation]) -> None:
