@@ -22,6 +22,7 @@ from saga.commands.output import (
     stoppable,
 )
 from saga.commands.running import print_report
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from order_saga.demo import DemoResult
@@ -137,7 +138,8 @@ def publish(
         print_json(document)
         return
     remark(
-        f"{published.orders} orders and {published.malformed} malformed messages sent in "
+        f"{counted(published.orders, 'order')} and "
+        f"{counted(published.malformed, 'malformed message')} sent in "
         f"{published.seconds:.1f} s; `saga status` and `saga reconcile` show the results"
     )
     print_predicted(document["expected"])
@@ -247,7 +249,7 @@ def _print_result(result: DemoResult) -> None:
 
     console = out()
     document = result.to_json()
-    title = f"{document['orders']} orders, seed {result.seed}"
+    title = f"{counted(document['orders'], 'order')}, seed {result.seed}"
     outcomes = Table("outcome", "orders", title=title, right=["orders"])
     outcomes.add_row("confirmed", f"{document['outcomes']['confirmed']}")
     for reason, count in document["outcomes"]["cancelled"].items():
@@ -260,11 +262,13 @@ def _print_result(result: DemoResult) -> None:
     console.print(latencies)
     console.print(f"{result.orders_per_second:.0f} orders per second")
     console.print(
-        f"dead letters: {result.dead_letters} of {result.dead_letters_expected} malformed messages"
+        f"dead letters: {result.dead_letters} of "
+        f"{counted(result.dead_letters_expected, 'malformed message')}"
     )
     if result.replayed is not None:
         console.print(
-            f"the provider's outage held up {result.held_up} orders, which the times above "
+            f"the provider's outage held up {counted(result.held_up, 'order')}, which the times "
+            f"above "
             f"{'include' if result.held_up == len(result.ends) else 'leave out'}; "
             f"{result.healed} were confirmed by replaying their dead letters"
         )

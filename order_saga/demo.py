@@ -41,6 +41,7 @@ from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.tasks import cancel_all
 from saga.status import status
+from saga.wording import counted
 
 ENDS_SECONDS: Final = 300.0
 """How long no order may end, once all are sent, before the wait is given up."""
@@ -110,7 +111,7 @@ class DemoResult:
             if found != _word(reason):
                 lines.append(f"order {order_id}: expected {_word(reason)}, found {found}")
         if len(lines) > LISTED_MAX:
-            lines[LISTED_MAX:] = [f"and {len(lines) - LISTED_MAX} more orders"]
+            lines[LISTED_MAX:] = [f"and {counted(len(lines) - LISTED_MAX, 'more order')}"]
         if self.replayed is not None and not self.healed:
             lines.append(
                 "the provider was down, but no order was confirmed by replaying its letter"
@@ -347,11 +348,14 @@ class _Outage:
             waits = (await status(self._deployment, self._graph)).waits
             if (waiting := sum(waits.values())) and not told:
                 told = waiting
-                self._tell(f"{waiting} messages wait to be tried again")
+                waits_for = counted(waiting, "message waits", "messages wait")
+                self._tell(f"{waits_for} to be tried again")
             down_seconds = time.monotonic() - started
             saved = any(letter.subject in self._confirmed for letter in dead)
             if saved and (len(dead) >= enough or down_seconds > OUTAGE_SECONDS):
-                self._tell(f"{len(dead)} charges are dead letters, {waiting} wait for another try")
+                self._tell(
+                    f"dead letters of charges: {len(dead)}; waiting for another try: {waiting}"
+                )
                 return
             if down_seconds > OUTAGE_MAX_SECONDS:
                 return
@@ -361,7 +365,7 @@ class _Outage:
         selection = Selection(numbers=tuple(letter.number for letter in letters))
         result = await replay(desk, selection, ReplaySettings(), why="the demo's provider is back")
         self.replayed.update(letter.subject for letter in letters if letter.subject)
-        self._tell(f"replay {result.run}: {len(letters)} letters, {result.sent} sent")
+        self._tell(f"replay {result.run}: {counted(len(letters), 'letter')}, {result.sent} sent")
 
     def _letters(self, desk: DeadLetterDesk) -> list[DeadLetter]:
         """What the outage has left of the plan's orders."""

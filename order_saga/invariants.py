@@ -42,6 +42,7 @@ from payment_service.domain import Payment, PaymentStatus
 from payment_service.ledger import Ledger, LedgerCharge
 from saga.asking import Phase
 from saga.view import Broken, Events, States
+from saga.wording import counted
 
 _ENDINGS: Final = {
     OrderStatus.CONFIRMED: OrderConfirmed.type,
@@ -72,7 +73,7 @@ def stock_negative(stock: States[StockItem]) -> Iterator[Broken]:
     """There is no less than nothing on the shelf."""
     for sku, item in stock.items():
         if item.free < 0 or item.held < 0:
-            yield sku, f"{item.free} units are free and {item.held} are held"
+            yield sku, f"units: {item.free} free and {item.held} held"
 
 
 def stock_not_conserved(stock: States[StockItem], added: Events[StockAdded]) -> Iterator[Broken]:
@@ -88,7 +89,7 @@ def stock_not_conserved(stock: States[StockItem], added: Events[StockAdded]) -> 
         if item.free + item.held != units:
             yield (
                 sku,
-                f"{units} units were put on the shelf, but {item.free} are free and "
+                f"of {counted(units, 'unit')} put on the shelf, {item.free} are free and "
                 f"{item.held} held: {item.free + item.held}",
             )
 
@@ -115,7 +116,7 @@ def delivered_twice(added: Events[StockAdded]) -> Iterator[Broken]:
     )
     for (sku, delivery_id), count in counts.items():
         if count > 1:
-            yield sku, f"delivery {delivery_id} counts {count} times"
+            yield sku, f"delivery {delivery_id} counts {counted(count, 'time')}"
 
 
 def sold_untrue(
@@ -154,7 +155,10 @@ def delivery_differs(deliveries: States[Delivery], added: Events[StockAdded]) ->
         if (event := brought.get(key)) is None:
             continue
         if delivery.quantity != event.quantity:
-            yield key, f"it brought {event.quantity} units, and counts as {delivery.quantity}"
+            yield (
+                key,
+                f"it brought {counted(event.quantity, 'unit')}, and counts as {delivery.quantity}",
+            )
         said, counts = (
             f"{each.unit_price_cents} cents {each.currency}" for each in (event, delivery)
         )
@@ -171,7 +175,11 @@ def held_mismatch(stock: States[StockItem], reservations: States[Reservation]) -
     for sku in stock.keys() | units.keys():
         held = stock.of(sku).held
         if held != units[sku]:
-            yield sku, f"the shelf says {held} units are held, the reservations hold {units[sku]}"
+            yield (
+                sku,
+                f"by the shelf, {counted(held, 'unit is', 'units are')} held; the reservations "
+                f"hold {units[sku]}",
+            )
 
 
 def held_differs(orders: States[Order], reservations: States[Reservation]) -> Iterator[Broken]:
@@ -331,7 +339,7 @@ def mailed_twice(doubtful: Events[NotificationUnconfirmed], mails: MailLog) -> I
     leave = Counter(event.subject for event in doubtful)
     for order_id, count in mails:
         if count > 1 + leave[order_id]:
-            yield order_id, f"{count} mails were taken"
+            yield order_id, counted(count, "mail was taken", "mails were taken")
 
 
 def _disagreement(payment: Payment | None, charge: LedgerCharge | None) -> str | None:

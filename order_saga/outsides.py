@@ -45,7 +45,7 @@ from payment_service.ledger import (
 )
 from saga.choreography import State
 from saga.message import Ask, Intent
-from saga.outside import Clear, Desk, Outside, OutsideError
+from saga.outside import Desk, ErasureRequest, Outside, OutsideError
 from saga.personal.persons import Persons
 
 _CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
@@ -185,7 +185,7 @@ def read_ledger(url: str) -> Ledger:
         raise OutsideError(f"cannot read the payment provider's ledger: {error}") from error
 
 
-def forget_payer(whom: Clear) -> int:
+def forget_payer(whom: ErasureRequest) -> int:
     """Take a customer out of the sandbox's books. Raises `OutsideError`."""
     if whom.books_url is None:
         raise OutsideError(
@@ -277,7 +277,7 @@ def mail_folder(data_folder: Path) -> Path:
     return Path(os.environ.get("MAIL_DIR") or data_folder / "mail")
 
 
-def forget_addressee(whom: Clear) -> int:
+def forget_addressee(whom: ErasureRequest) -> int:
     """Take a customer's mails out of the folder that takes the place of a server. Raises
     `OSError`."""
     return sum(

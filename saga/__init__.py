@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         Priority,
         Role,
     )
-    from saga.outside import Clear, Desk, Memory, Outside, OutsideError
+    from saga.outside import Desk, ErasureRequest, Memory, Outside, OutsideError
     from saga.personal.marks import Personal
     from saga.retry import Retry, TransientError
     from saga.runtime.kernel.tables import Flag, Json, StateTable, Tables, Utc, Word, due_columns
@@ -63,7 +63,7 @@ _HOMES: Final = {
         *("Answer", "Ask", "Command", "Decided", "Event", "EventTypes", "Intent", "Message"),
         *("Priority", "Role"),
     ),
-    "saga.outside": ("Clear", "Desk", "Memory", "Outside", "OutsideError"),
+    "saga.outside": ("ErasureRequest", "Desk", "Memory", "Outside", "OutsideError"),
     "saga.personal.marks": ("Personal",),
     "saga.retry": ("Retry", "TransientError"),
     "saga.runtime.kernel.tables": (
@@ -91,13 +91,13 @@ __all__ = [
     "Broken",
     "Caller",
     "ChoreographyError",
-    "Clear",
     "Command",
     "Decided",
     "Desk",
     "DeskBookkeeper",
     "Due",
     "EarlyEnd",
+    "ErasureRequest",
     "Event",
     "EventTypes",
     "Events",

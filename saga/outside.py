@@ -95,7 +95,7 @@ class Memory(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Clear:
+class ErasureRequest:
     """A person to be forgotten, as an outside knows them."""
 
     values: Mapping[str, str]
@@ -162,7 +162,7 @@ class Outside(Generic[B]):
     papers: Callable[[Path], Collection[Path]] | None = None
     """Where else it keeps what it was told, for a system with that data folder: files and folders
     that the search for a forgotten person has to look through."""
-    forget: Callable[[Clear], int] | None = None
+    forget: Callable[[ErasureRequest], int] | None = None
     """Takes what an operator is called in clear out of its books and its papers, so that no byte of
     it is left, and the books add up as before. Returns in how many places it was; blocks. None for
     one that only people can ask for that. Raises `OutsideError`, `OSError` and what databases

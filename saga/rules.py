@@ -19,6 +19,7 @@ from saga.graph.sagas import Extent, extents_of
 from saga.message import Answer, Event, Role
 from saga.runtime.kernel.fold import Fold, is_shared
 from saga.view import Broken, Mark, View, Violation
+from saga.wording import counted
 
 Explain = Callable[[str], str]
 """What a subject waits for, as the end of a sentence about it."""
@@ -271,7 +272,7 @@ class Rules:
         for type_, count in Counter(mark.type for mark in marks).items():
             message = self._recorded.get(type_)
             if count > 1 and message is not None and not message.repeats:
-                detail = f"{type_} was published {count} times, as different events"
+                detail = f"{type_} was published {counted(count, 'time')}, as different events"
                 yield Violation("said_twice", subject, detail)
         for course in self._courses:
             for rule, detail in course.ended_otherwise(marks):

@@ -40,6 +40,7 @@ from saga.runtime.messaging.topology import (
     wait_queue,
 )
 from saga.runtime.urls import printable
+from saga.wording import counted
 
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
 
@@ -138,15 +139,15 @@ class SystemStatus:
                 if not queue.consumers
             ),
             *(
-                f"{count} dead letters in {dead_letter_queue(name)}"
+                f"{counted(count, 'dead letter')} in {dead_letter_queue(name)}"
                 for name, count in self.uncollected.items()
             ),
             *(
-                f"{count} dead letters of {name} in the store; see `saga dlq list`"
+                f"{counted(count, 'dead letter')} of {name} in the store; see `saga dlq list`"
                 for name, count in self.stored_dead_letters.items()
             ),
             *(
-                f"{dues.overdue} {table} are overdue"
+                f"{table}: {dues.overdue} overdue"
                 for table, dues in self.dues_by_name.items()
                 if dues.overdue
             ),

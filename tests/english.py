@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import re
 import subprocess
 import sys
@@ -31,6 +32,9 @@ NOT_READ: Final = (
 """Recorded data, the list itself, and what was released and must not change."""
 NO_MESSAGES: Final = re.compile(r"(^|/)tests/")
 """In tests, strings that are no docstrings are data: no user reads them."""
+NO_COUNTS: Final = re.compile(r"(^|/)(tests|bench|examples)/")
+"""Where counts may stand beside a plural: benchmarks count in thousands, and examples show a
+domain without helpers."""
 SENTENCE_WORDS_MAX: Final = 45
 """A sentence of a page with more words than this is split. List items count by themselves."""
 
@@ -212,6 +216,28 @@ def comment_texts(path: str, source: str) -> Iterator[Text]:
         yield Text(path, begun, _spans_blanked("\n".join(lines)))
 
 
+_SEVERAL: Final = re.compile(r" (?:[a-z-]+ )?[a-z]+s\b")
+_LIMIT: Final = re.compile(r"(?:\w+\.)*(?:[A-Z_]+|\w+_max)|max\(.*|counted\(.*", re.DOTALL)
+"""Values of which there are always several, or that agree with their words already."""
+
+
+def count_texts(path: str, tree: ast.AST) -> Iterator[Text]:
+    """What f-strings say after a value, which may be a number: with 1, `letters` is wrong."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.JoinedStr) or NO_COUNTS.search(path):
+            continue
+        for value, said in itertools.pairwise(node.values):
+            if (
+                isinstance(value, ast.FormattedValue)
+                and isinstance(said, ast.Constant)
+                and isinstance(said.value, str)
+                and (several := _SEVERAL.match(said.value))
+                and not _LIMIT.fullmatch(ast.unparse(value.value))
+            ):
+                said_of_it = said.value[: several.end() + len(" per ")].replace("\n", " ")
+                yield Text(path, value.lineno, f"{{count}}{said_of_it}")
+
+
 def string_texts(path: str, source: str) -> Iterator[Text]:
     """Docstrings, those of attributes too, and messages: other strings of several words."""
     tree = ast.parse(source)
@@ -223,6 +249,7 @@ def string_texts(path: str, source: str) -> Iterator[Text]:
         and isinstance(node.value.value, str)
     }
     lines = source.splitlines()
+    yield from count_texts(path, tree)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
             continue

@@ -18,7 +18,7 @@ NAME_MAX: Final = 100
 _REMEMBERED_MAX: Final = 4_096
 
 
-class How(StrEnum):
+class AuthMethod(StrEnum):
     """How a caller was known."""
 
     OFF = "off"
@@ -33,7 +33,7 @@ class Caller:
     """Who asks. `owner` ties a user to their own sagas; without one, a caller acts for all."""
 
     subject: str
-    how: How
+    how: AuthMethod
     scopes: frozenset[str]
     owner: str | None = None
     name: str = ""
@@ -63,7 +63,7 @@ class Caller:
         return f"{subject} ({name})" if name and name != subject else subject
 
 
-ANYBODY: Final = Caller("anybody", How.OFF, frozenset({EVERYTHING}))
+ANYBODY: Final = Caller("anybody", AuthMethod.OFF, frozenset({EVERYTHING}))
 """Every caller where `AUTH` is off."""
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, Final, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from saga.auth.caller import Caller, How, NotAllowed
+from saga.auth.caller import AuthMethod, Caller, NotAllowed
 from saga.errors import Explained, InputError
 from saga.personal.seal import sealed
 from saga.runtime.files import locked, write_whole
@@ -82,7 +82,11 @@ class ApiKey(BaseModel):
     @property
     def caller(self) -> Caller:
         return Caller(
-            f"{SUBJECT_PREFIX}{self.id}", How.KEY, frozenset(self.scopes), self.owner, self.name
+            f"{SUBJECT_PREFIX}{self.id}",
+            AuthMethod.KEY,
+            frozenset(self.scopes),
+            self.owner,
+            self.name,
         )
 
 

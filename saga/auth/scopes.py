@@ -216,15 +216,15 @@ def unknown(error: NotAllowed) -> Problem:
     )
 
 
-class NotTheirs(Problem):
+class OwnedByAnother(Problem):
     """What a caller asks for belongs to another: as if it were not there."""
 
 
 def theirs(caller: Caller, owner: str, otherwise: Problem) -> None:
     """Let only those see or change what belongs to `owner` who act for all, or for that owner.
-    Raises `NotTheirs`, which is answered as `otherwise`: as if it were not there."""
+    Raises `OwnedByAnother`, which is answered as `otherwise`: as if it were not there."""
     if not caller.acts_for(owner):
-        raise NotTheirs(
+        raise OwnedByAnother(
             otherwise.status, otherwise.detail, headers=otherwise.headers, **otherwise.more
         )
 

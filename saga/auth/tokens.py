@@ -21,7 +21,7 @@ from joserfc.errors import ExpiredTokenError, JoseError, UnsupportedAlgorithmErr
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 from pydantic_core import from_json
 
-from saga.auth.caller import Caller, How, IssuerAway, NotAllowed
+from saga.auth.caller import AuthMethod, Caller, IssuerAway, NotAllowed
 from saga.auth.scopes import ROLES, in_claim
 from saga.auth.settings import AuthSettings, check_fetched_safely
 from saga.personal.seal import sealed
@@ -29,6 +29,7 @@ from saga.runtime.settings import SettingsError
 from saga.runtime.tasks import cancel_all
 from saga.runtime.tls import trusted
 from saga.text import harmless, is_utf_8
+from saga.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +205,9 @@ def _keys_in(document: Any) -> dict[str | None, list[Key]]:
     if not isinstance(listed, list):
         raise ValueError("it is no set of keys: there is no list `keys`")
     if len(listed) > KEYS_MAX:
-        raise ValueError(f"there are {len(listed)} keys in it, and {KEYS_MAX} at most are read")
+        raise ValueError(
+            f"there are {counted(len(listed), 'key')} in it, and {KEYS_MAX} at most are read"
+        )
     keys: dict[str | None, list[Key]] = {}
     for one in listed:
         if not isinstance(one, dict) or one.get("use", "sig") != "sig":
@@ -358,11 +361,11 @@ class Tokens:
         roles = [role for role in in_claim(claims, self._roles) if role in ROLES]
         if roles:
             scopes = frozenset[str]().union(*(ROLES[role] for role in roles))
-            return Caller(subject, How.TOKEN, scopes, None, name)
+            return Caller(subject, AuthMethod.TOKEN, scopes, None, name)
         owner = in_claim(claims, self._owner)
         if len(owner) != 1 or not _is_name(owner[0]):
             raise NotAllowed(f"there is no role in it, and no owner in {self._owner}")
         if sealed(owner[0]):
             raise NotAllowed(f"the owner in {self._owner} is a sealed text, and not a name")
         granted = " ".join(in_claim(claims, "scope") or in_claim(claims, "scp")).split()
-        return Caller(subject, How.TOKEN, frozenset(granted), owner[0], name)
+        return Caller(subject, AuthMethod.TOKEN, frozenset(granted), owner[0], name)

@@ -42,6 +42,7 @@ from saga.runtime.messaging.topology import (
 )
 from saga.runtime.messaging.wire import Connection
 from saga.runtime.urls import printable
+from saga.wording import counted
 
 NODE_FOLDER: Final = "rabbitmq"
 """Where in a system's folder its private node is."""
@@ -168,7 +169,8 @@ async def partitions_at(url: str, graph: Choreography, *, patience_seconds: floa
 def _as_many(partitions: int | None, otherwise: int, there: int, url: str) -> int:
     if partitions is not None and partitions < there:
         raise TopologyError(
-            f"the queues at {printable(url)} have {there} partitions, and cannot have only "
+            f"the queues at {printable(url)} have {counted(there, 'partition')}, and cannot have "
+            f"only "
             f"{partitions}: what is in the others, or returns to them, would not be read; say "
             f"{there} or more, or leave the number out"
         )
@@ -196,7 +198,7 @@ async def mend_topology(
         url, graph, partitions_min=partitions_min, patience_seconds=patience_seconds
     )
     if missing:
-        before(f"the broker had lost {len(missing)} queues")
+        before(f"the broker had lost {counted(len(missing), 'queue')}")
     takers = [participant.name for participant in graph.participants if graph.given_to(participant)]
     intakes = {intake_queue(name, priority) for name in takers for priority in Priority}
     removed: set[str] = set()
@@ -273,7 +275,8 @@ async def wait_for_nodes(management_url: str, nodes: int, *, patience_seconds: f
                     return
                 if time.monotonic() > deadline:
                     raise BrokerError(
-                        f"{running} of {nodes} nodes of RabbitMQ at {printable(management_url)} "
+                        f"{running} of {counted(nodes, 'node')} of RabbitMQ at "
+                        f"{printable(management_url)} "
                         f"run; start the others, or say another number with --nodes"
                     )
             await asyncio.sleep(RETRY_SECONDS)
@@ -314,10 +317,16 @@ async def put_users(
 
 
 async def drift(
-    graph: Choreography, url: str | None, management_url: str | None, folder: Path
+    graph: Choreography,
+    url: str | None,
+    management_url: str | None,
+    folder: Path,
+    *,
+    partitions_min: int = 1,
 ) -> Drift:
     """Compare a broker with the choreography: through the management API where its address is
-    given, else as far as AMQP tells where `url` is given, else the private node of `folder`.
+    given, else as far as AMQP tells where `url` is given, else the private node of `folder`. Queues
+    should have the partitions that there are, and at least `partitions_min`.
 
     Changes nothing. Raises `BrokerError` or `NodeError`.
     """
@@ -327,14 +336,16 @@ async def drift(
             found = await management.export(virtual_host)
         broker = printable(management_url)
     elif url is not None:
-        topology = topology_of(graph, await partitions_at(url, graph))
+        there = max(await partitions_at(url, graph), partitions_min)
+        topology = topology_of(graph, there)
         found_here = await _over_amqp(url, topology)
         return Drift(printable(url), found_here, ("bindings", "users", "permissions"))
     else:
         node = RabbitNode(folder / NODE_FOLDER)
         found = json.loads(await asyncio.to_thread(node.ctl, "export_definitions", "-"))
         broker = str(node.folder)
-    topology = topology_of(graph, _partitions_in(found, graph, virtual_host))
+    there = max(_partitions_in(found, graph, virtual_host), partitions_min)
+    topology = topology_of(graph, there)
     seen = "users" in found
     expected = definitions(
         _as_it_may_be(topology, found, virtual_host), users_of(graph), virtual_host=virtual_host

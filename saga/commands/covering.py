@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from saga.commands.output import answer_to, print_json
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from saga.declaration import Saga
@@ -112,7 +113,7 @@ def _show(
     missing = untried(rows)
     for branch in missing:
         console.print(f"never taken: {branch}")
-    said = f"{len(rows) - len(missing)} of {len(rows)} branches were taken"
+    said = f"taken: {len(rows) - len(missing)} of {counted(len(rows), 'branch')}"
     console.print(styled((said, "yellow" if missing else "green")))
     if runs is None:
         console.print(f"kinds of fault: {NOT_LOOKED_AT}, as nothing was simulated")
@@ -129,14 +130,15 @@ def _show(
         console.print(
             f"in production and in no model: {one.participant} takes "
             f"{one.taken or 'a command, or what is due'} and publishes {one.published}, "
-            f"{one.count} times: saga trace {one.subject}"
+            f"{counted(one.count, 'time')}: saga trace {one.subject}"
         )
     for one in taken.lost:
         console.print(
             f"not looked at: what {one.participant} took when it published {one.published}, "
-            f"{one.count} times: the archive lacks it: saga trace {one.subject}"
+            f"{counted(one.count, 'time')}: the archive lacks it: saga trace {one.subject}"
         )
     console.print(
-        f"production, its newest {taken.events:,} of {taken.of:,} events: "
-        f"{len(taken.transitions)} transitions, {len(beyond) or 'none'} of them in no model"
+        f"production, its newest {taken.events:,} of {counted(taken.of, 'event')}: "
+        f"{counted(len(taken.transitions), 'transition')}, {len(beyond) or 'none'} of them in no "
+        f"model"
     )

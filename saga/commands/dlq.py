@@ -38,6 +38,7 @@ from saga.commands.output import (
 )
 from saga.dlq.states import LetterScope
 from saga.errors import InputError
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -377,7 +378,7 @@ def purge(
     if as_json:
         print_json({"purged": numbers})
     else:
-        remark(f"{len(numbers)} letters purged")
+        remark(f"{counted(len(numbers), 'letter')} purged")
 
 
 @app.command()
@@ -414,7 +415,7 @@ def export(
     if as_json:
         print_json({"file": str(file), "letters": len(letters)})
     else:
-        remark(f"{file}: {len(letters)} letters")
+        remark(f"{file}: {counted(len(letters), 'letter')}")
 
 
 @app.command()
@@ -526,4 +527,4 @@ def _turn(filters: Filters, why: str, data_dir: Path, as_json: bool, *, discardi
     if as_json:
         print_json({done: numbers})
     else:
-        remark(f"{len(numbers)} letters {done}")
+        remark(f"{counted(len(numbers), 'letter')} {done}")

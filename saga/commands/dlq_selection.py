@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from saga.commands.output import problem
-from saga.errors import InputError
+from saga.commands.output import PROBLEM_FOUND, problem
+from saga.errors import InputError, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,9 +103,11 @@ def selecting(*, by_id: bool) -> Callable[[Callable[..., None]], Callable[..., N
 
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
-    """Bad input ends in one line that names it, and exit status 2."""
+    """Bad input ends in one line that names it, and exit status 2; what is only not there, with
+    1."""
     try:
         yield
     except InputError as error:
         problem(" ".join(str(error).split()))
-        raise typer.Exit(_USAGE_ERROR) from None
+        status = PROBLEM_FOUND if isinstance(error, NotFound) else _USAGE_ERROR
+        raise typer.Exit(status) from None

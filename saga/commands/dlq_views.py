@@ -9,6 +9,8 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from saga.wording import counted
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -86,7 +88,7 @@ def print_groups(groups: Sequence[LetterGroup], by: GroupBy, letters: int) -> No
             f"{group.example}",
         )
     out().print(table)
-    out().print(f"{letters} dead letters; `saga dlq show ID` tells all about one")
+    out().print(f"{counted(letters, 'dead letter')}; `saga dlq show ID` tells all about one")
 
 
 def print_letters(letters: Sequence[DeadLetter]) -> None:

@@ -20,6 +20,7 @@ from saga.commands.output import (
     reason_option,
     remark,
 )
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from saga.personal.forgetting import Forgetter, Outcome
@@ -420,9 +421,10 @@ def _show_outcome(outcome: Outcome) -> None:
         remark(f"failed: {line}; fix it, then `saga forget --resume`")
     if outcome.request is not None and outcome.forgotten_at is None and not outcome.again:
         count = len(outcome.request.waits_for)
+        open_now = counted(count, "saga is open", "sagas are open")
         remark(
             f"person {person_id} is not forgotten yet: "
-            f"{f'{count} sagas are open' if count else outcome.request.why}; "
+            f"{open_now if count else outcome.request.why}; "
             f"`saga forget --resume` goes on, `saga forget --status` lists what waits"
         )
         return

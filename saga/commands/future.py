@@ -20,6 +20,7 @@ from saga.commands.output import (
     wrong_usage,
 )
 from saga.commands.trace import Subject
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -319,7 +320,7 @@ def _print_outlook(seen: Outlook) -> None:
     from saga.future.ends import end_in_words
 
     console = out()
-    counts = f"{seen.states:,} states and {seen.transitions:,} steps"
+    counts = f"{counted(seen.states, 'state')} and {counted(seen.transitions, 'step')}"
     as_long_as = ""
     if seen.depends_on:
         as_long_as = f", as long as nothing else changes {', '.join(seen.depends_on)}"
@@ -383,14 +384,14 @@ def _print_course(asked: Consequences, usual: Consequences) -> None:
     for violation in asked.broken:
         said = f"{violation.rule} would be broken: {violation.detail}"
         console.print(styled((said, "red")))
-    many = f"the first {asked.asked} steps are what was asked for, with what is asked because of it"
+    many = f"steps 1 to {asked.asked} are what was asked for, with what is asked because of it"
     one = "the first step is what was asked for"
     _print_way(f"what would happen; {one if asked.asked == 1 else many}", asked.steps)
 
 
 def _unfinished(found: Consequences) -> str:
     if not found.whole:
-        return f"; followed for {len(found.steps)} steps only, and it goes on"
+        return f"; followed for {counted(len(found.steps), 'step')} only, and it goes on"
     return "" if found.rests else ", and something is left to do"
 
 

@@ -18,6 +18,7 @@ from saga.commands.output import (
     remark,
 )
 from saga.commands.topology import AmqpUrl, ManagementUrl, compare
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from saga.commands.console import Line
@@ -81,14 +82,15 @@ def check(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what is wrong with the choreography, from the signatures alone. Changes nothing.
+    """Look for what is wrong with the choreography, from the code alone. Changes nothing.
 
     An event that no participant publishes or reacts to, a command that its receiver would refuse, a
     reaction that nothing reaches, a failure that cancels nothing, an effect that is not undone, a
     cycle without a guard, a join that forgets one of its legs, a version without an upcaster, an
-    event that the broker's user may not publish. With `--broker` also what a live broker holds
-    differently, as `saga topology diff` tells it. Exit status 1 if anything is found. What a
-    participant in another language has to keep is named, since no signature tells it.
+    event that the broker's user may not publish, a table or a column that no migration adds. With
+    `--broker` also what a live broker holds differently, as `saga topology diff` tells it. Exit
+    status 1 if anything is found. What a participant in another language has to keep is named,
+    since no signature tells it.
 
     Examples:
 
@@ -100,12 +102,13 @@ def check(
     from saga.foreign import PAGE, duties_of
     from saga.graph.check import DRIFT, RULES, drifted
     from saga.graph.check import check as find
+    from saga.graph.migrations import MIGRATION, missing_migrations
 
     graph = choreography()
-    findings = find(graph, _definitions(definitions))
+    findings = [*find(graph, _definitions(definitions)), *missing_migrations(graph)]
     found = compare(graph, amqp_url, management_url, data_dir) if broker else None
     findings += drifted(graph, found.differences) if found else []
-    rules = [*RULES, *([DRIFT] if found else [])]
+    rules = [*RULES, MIGRATION, *([DRIFT] if found else [])]
     foreign = {participant.name: duties_of(participant) for participant in graph.foreign}
     if as_json:
         print_json(
@@ -123,8 +126,9 @@ def check(
             out().print(str(finding))
         reactions = sum(len(participant.reactions) for participant in graph.participants)
         remark(
-            f"{len(rules)} rules, {len(graph.participants)} participants, {reactions} reactions, "
-            f"{len(graph.events)} events: {len(findings) or 'nothing'} found"
+            f"{counted(len(rules), 'rule')}, {counted(len(graph.participants), 'participant')}, "
+            f"{counted(reactions, 'reaction')}, "
+            f"{counted(len(graph.events), 'event')}: {len(findings) or 'nothing'} found"
         )
         if foreign:
             names = ", ".join(foreign)
@@ -162,7 +166,8 @@ def generate(
 
     The broker's definitions, the AsyncAPI document, a JSON Schema per event version, a page per
     service, the map as a picture, and manifests for Kubernetes. In the compose files and for
-    Prometheus, what a service is missing there.
+    Prometheus, what a service is missing there. What is not asked for any more is removed. Tables
+    and columns that no migration adds are named, with the command that writes one.
 
     Examples:
 
@@ -173,6 +178,7 @@ def generate(
     from saga.discovery import choreography
     from saga.generate.files import refresh, stale
     from saga.generate.marks import GenerateError
+    from saga.graph.migrations import missing_migrations
 
     root = root.resolve()
     try:
@@ -182,14 +188,23 @@ def generate(
     names = [
         (file.relative_to(root) if file.is_relative_to(root) else file).as_posix() for file in files
     ]
+    lacking = missing_migrations(choreography())
     if as_json:
-        print_json({"ok": not (check and names), "stale": names})
+        print_json(
+            {
+                "ok": not (check and (names or lacking)),
+                "stale": names,
+                "migrations": [{"store": each.name, "message": each.message} for each in lacking],
+            }
+        )
     else:
         for name in names:
             out().print(f"stale: {name}" if check else name)
         if not names:
             remark("every generated file is as it should be")
-    if check and names:
+        for each in lacking:
+            remark(f"{each.name}: {each.message}")
+    if check and (names or lacking):
         raise typer.Exit(PROBLEM_FOUND)
 
 

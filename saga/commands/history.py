@@ -19,6 +19,7 @@ from saga.commands.output import (
     remark,
     wrong_usage,
 )
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +94,7 @@ def rebuild(
         if as_json:
             print_json({"ok": True, "subjects": subjects})
         else:
-            remark(f"{subjects} subjects folded again from {total} events")
+            remark(f"{counted(subjects, 'subject')} folded again from {counted(total, 'event')}")
         return
     if into is None:
         raise typer.BadParameter("name the new database", param_hint="--into")
@@ -204,7 +205,8 @@ def export(
             }
         )
         return
-    remark(f"{file}: {written.events} events, {written.strays} messages that are none")
+    strays = counted(written.strays, "message that is none", "messages that are none")
+    remark(f"{file}: {counted(written.events, 'event')}, {strays}")
     tell_gaps(written.gaps)
 
 
@@ -242,10 +244,8 @@ def import_(
         closed = [[gap.first, gap.last] for gap in taken.closed]
         print_json({"ok": True, **asdict(taken), "closed": closed})
         return
-    remark(
-        f"{taken.new} new events, {taken.known} known already, "
-        f"{taken.strays} messages that are none"
-    )
+    strays = counted(taken.strays, "message that is none", "messages that are none")
+    remark(f"{counted(taken.new, 'new event')}, {taken.known} known already, {strays}")
     for gap in taken.closed:
         remark(f"the gap from offset {gap} is closed")
 
@@ -271,32 +271,33 @@ def _print_rebuilt(rebuilt: Rebuilt, sent: int) -> None:
 
     rows = ", ".join(f"{count} {table}" for table, count in rebuilt.states.items()) or "no rows"
     out().print(
-        f"{rebuilt.participant}: {rows} from {rebuilt.events} events; {rebuilt.inbox} messages done"
+        f"{rebuilt.participant}: {rows} from {counted(rebuilt.events, 'event')}; "
+        f"{counted(rebuilt.inbox, 'message')} done"
     )
     if rebuilt.asked:
-        out().print(f"{rebuilt.asked} questions to the outside are open, and will be settled")
+        out().print(f"open, and to be settled: {counted(rebuilt.asked, 'question')} to the outside")
     if not rebuilt.looked_at_broker:
         remark("the system does not run, so what waits on its broker is unknown")
     waiting = len(rebuilt.unanswered) - len(rebuilt.lost)
     if waiting:
-        out().print(f"{waiting} events are on their way to it")
+        out().print(f"on their way to it: {counted(waiting, 'event')}")
     for hole in rebuilt.holes[:LISTED_MAX]:
         remark(str(hole))
     for line in rebuilt.contradictions[:LISTED_MAX]:
         remark(line)
     if sent:
-        out().print(f"{sent} events were put back into its queues")
+        out().print(f"put back into its queues: {counted(sent, 'event')}")
         return
     for event in rebuilt.lost[:LISTED_MAX]:
         remark(f"{event.type} {event.event_id} about {event.subject} was not answered")
     if rebuilt.lost:
         count = len(rebuilt.lost)
         remark(
-            f"{count} events are neither answered nor on their way; a rebuild with --redeliver "
-            f"puts them back into its queues"
+            f"neither answered nor on their way: {counted(count, 'event')}; a rebuild with "
+            f"--redeliver puts them back into its queues"
             if rebuilt.looked_at_broker
-            else f"{count} events are not answered; whether they are on their way is known while "
-            f"the system runs, without this service"
+            else f"not answered: {counted(count, 'event')}; whether they are on their way is known "
+            f"while the system runs, without this service"
         )
 
 
@@ -316,7 +317,7 @@ def _print_verified(found: Verified) -> None:
     if found.ok:
         out().print(styled(("the databases are what the events tell", "green")))
     else:
-        out().print(styled((f"{len(found.differences)} differences", "red")))
+        out().print(styled((f"{counted(len(found.differences), 'difference')}", "red")))
 
 
 def tell_gaps(gaps: Sequence[Gap]) -> None:

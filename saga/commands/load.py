@@ -30,6 +30,7 @@ from saga.commands.output import (
 )
 from saga.commands.running import print_report
 from saga.runtime.tasks import cancel_all
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -86,7 +87,10 @@ def publish(
         ends = {subject: sorted(map(str, ends)) for subject, ends in plan.ends.items()}
         print_json({"seed": seed, "sagas": len(plan.ends), "expected": ends})
         return
-    remark(f"{len(plan.given)} commands sent; `saga status` and `saga reconcile` show the results")
+    remark(
+        f"{counted(len(plan.given), 'command')} sent; `saga status` and `saga reconcile` show "
+        f"the results"
+    )
     print_predicted(dict(sorted(expected.items())))
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import typer
 
 from saga.commands.hiding import hidden
-from saga.errors import InputError
+from saga.errors import InputError, NotFound
 from saga.text import harmless, plain
 
 T = TypeVar("T")
@@ -195,9 +195,11 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def wrong_usage() -> Iterator[None]:
-    """What makes no sense to ask for is wrong usage."""
+    """What makes no sense to ask for is wrong usage. What is only not there is a failure."""
     try:
         yield
+    except NotFound:
+        raise
     except InputError as error:
         raise typer.BadParameter(str(error)) from error
 

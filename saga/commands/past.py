@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saga.commands.output import LISTED_MAX, answer_to, print_json, remark, wrong_usage
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from saga.past.against import Against
@@ -171,35 +172,40 @@ def show_past(run: Against, *, drawn_by: int) -> None:
         table.add_row(name, *(f"{count:,}" for count in counts))
     console.print(table)
     of = f" of {run.total:,}, drawn by seed {drawn_by}," if run.subjects < run.total else ""
-    console.print(f"compared: {run.events:,} events about {run.subjects:,} subjects{of} above")
+    console.print(
+        f"compared: {counted(run.events, 'event')} about {counted(run.subjects, 'subject')}{of} "
+        f"above"
+    )
     differences = found.differences()
     for one in differences[:LISTED_MAX]:
         for line in _lines_of(one):
             console.print(line)
     if len(differences) > LISTED_MAX:
-        console.print(f"and {len(differences) - LISTED_MAX} more differences; --json has them all")
+        console.print(
+            f"and {counted(len(differences) - LISTED_MAX, 'more difference')}; --json has them all"
+        )
     _show_onward(run)
     for one in found.late():
         taken = found.taken[one.group.participant, one.group.reaction]
         said = (
-            f"may have come late: {one.count:,} of the {taken:,} messages that {_reaction(one)} "
-            f"took, or it publishes {one.group.what}, where it published nothing: "
+            f"may have come late: {one.count:,} of the {counted(taken, 'message')} that "
+            f"{_reaction(one)} took, or it publishes {one.group.what}, where it published nothing: "
             f"{_trace(one.subject)}"
         )
         console.print(styled((said, "yellow")))
     for what, seen in found.not_told.items():
-        console.print(f"not compared: {what}: {seen.count:,} times")
+        console.print(f"not compared: {what}: {counted(seen.count, 'time')}")
     if asked := run.asked():
         console.print(f"not compared: what is asked outside ({', '.join(asked)}): no event tells")
     if untouched := list(run.untouched()):
         console.print(f"not compared: nothing recorded came to {', '.join(untouched)}")
     for why, seen in found.not_looked_at.items():
         where = f": {_trace(seen.subject)}" if seen.subject else ""
-        console.print(f"not looked at: {why}: {seen.count:,} times{where}")
+        console.print(f"not looked at: {why}: {counted(seen.count, 'time')}{where}")
     if differences:
         count = sum(one.count for one in differences)
-        kinds = f"{len(differences)} kind{'s' if len(differences) > 1 else ''}"
-        said = f"{count:,} decisions would be others, of {kinds}"
+        others = counted(count, "decision would be another", "decisions would be others")
+        said = f"{others}, of {counted(len(differences), 'kind')}"
         console.print(styled((said, "red")))
     elif run.onward is not None and run.onward.breaks:
         console.print(styled(("no decision would be another, but something can go wrong", "red")))
@@ -219,7 +225,10 @@ def _reaction(one: FoundDifference) -> str:
 
 
 def _lines_of(one: FoundDifference) -> Iterator[str]:
-    yield f"differs: {_reaction(one)} {one.group.kind}: {one.group.what}: {one.count:,} times"
+    yield (
+        f"differs: {_reaction(one)} {one.group.kind}: {one.group.what}: "
+        f"{counted(one.count, 'time')}"
+    )
     yield f"  for example: {one.decided or 'nothing'}: {_trace(one.subject)}"
 
 
@@ -234,32 +243,37 @@ def _show_onward(run: Against) -> None:
     seen = sum(state.states for state in states)
     if onward.pending:
         console.print(
-            f"explored: {onward.pending:,} subjects are under way, in {len(states):,} states that "
-            f"differ by more than names; {seen:,} states can be reached from there, of at most "
-            f"{onward.budget:,} that are looked at"
+            f"explored: {counted(onward.pending, 'subject')} under way, in "
+            f"{counted(len(states), 'state')} told apart by more than names; from there "
+            f"{counted(seen, 'state')} can be reached, of at most {onward.budget:,} that are "
+            f"looked "
+            f"at"
         )
     else:
         console.print("explored: nothing, as no subject is under way")
     for one in onward.breaks.values():
         console.print(
-            f"\nbroken: {one.rule}: {one.detail}: from where {one.count:,} subjects are, for "
+            f"\nbroken: {one.rule}: {one.detail}: with {counted(one.count, 'subject')} there, for "
             f"example: {_trace(one.subject)}"
         )
         console.print(lines_of("\n".join(drawn(one.way))))
     for state in states:
         if state.refused:
             console.print(
-                f"not looked at: what can become of {state.count:,} subjects: {state.refused}: "
+                f"not looked at: what can become of {counted(state.count, 'subject')}: "
+                f"{state.refused}: "
                 f"{_trace(state.subject)}"
             )
         elif not state.whole:
             console.print(
-                f"not looked at: all that can become of {state.count:,} subjects, but the first "
-                f"{state.states:,} states; allow more with --max-states: {_trace(state.subject)}"
+                f"not looked at: all that can become of {counted(state.count, 'subject')}, but "
+                f"the first "
+                f"{counted(state.states, 'state')}; allow more with --max-states: "
+                f"{_trace(state.subject)}"
             )
     for why, left in onward.left_out.items():
         console.print(
-            f"not looked at: what can become of {left.count:,} subjects {why}: "
+            f"not looked at: what can become of {counted(left.count, 'subject')} {why}: "
             f"{_trace(left.subject)}"
         )
     for line in onward.remarks:
@@ -269,9 +283,9 @@ def _show_onward(run: Against) -> None:
     for unreached in onward.unreached[:LISTED_MAX]:
         console.print(
             f"in no scenario: {unreached.kind} of {unreached.participant} with "
-            f"{', '.join(unreached.shape)}, {unreached.count:,} times recorded: "
+            f"{', '.join(unreached.shape)}, recorded {counted(unreached.count, 'time')}: "
             f"{_trace(unreached.subject)}"
         )
     if len(onward.unreached) > LISTED_MAX:
         more = len(onward.unreached) - LISTED_MAX
-        console.print(f"and {more} more recorded states that are in no scenario")
+        console.print(f"and {counted(more, 'more recorded state')} in no scenario")

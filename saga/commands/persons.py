@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from saga.commands.output import DATA_DIR, PROBLEM_FOUND, AsJson, DataDir, print_json, remark
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +83,8 @@ def rotate_key(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
         print_json({"master_key": newest, "wrapped": count, "wrapped_by": wrapped_by})
         return
     remark(
-        f"{count} keys are wrapped again, by master key {newest}; no other one wraps anything"
+        f"wrapped again, by master key {newest}: {counted(count, 'key')}; no other one wraps "
+        f"anything"
         if count
         else f"every key is wrapped by master key {newest} already"
     )
@@ -133,7 +135,9 @@ def _show_in_clear(report: ClearReport) -> None:
         remark(f"not looked at: {name}: {why}")
     count = sum(report.looked_at.values())
     if not report.places:
-        out().print(f"nothing is in clear in the {count} messages and rows that were looked at")
+        out().print(
+            f"nothing is in clear in the {counted(count, 'message')} and rows that were looked at"
+        )
 
 
 @contextlib.contextmanager

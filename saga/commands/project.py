@@ -18,6 +18,7 @@ from saga.commands.output import AsJson, print_json, remark
 from saga.discovery import VARIABLE
 from saga.errors import Explained
 from saga.runtime.files import write_public
+from saga.wording import counted
 
 _TEMPLATE: Final = Path(__file__).parents[1] / "template"
 _STAND_IN: Final = "project_name"
@@ -68,7 +69,7 @@ def new(
     if as_json:
         print_json({"name": name, "folder": str(where), "files": files})
     else:
-        remark(f"{where}: {len(files)} files; go on with `cd {where} && make demo`")
+        remark(f"{where}: {counted(len(files), 'file')}; go on with `cd {where} && make demo`")
 
 
 def _make(name: str, where: Path) -> None:

@@ -1,10 +1,11 @@
-"""`saga up`, `saga status`, `saga reconcile`: a system that runs."""
+"""`saga up`, `saga address`, `saga status`, `saga reconcile`: a system that runs."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -24,6 +25,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -159,6 +161,67 @@ def _print_addresses_as_json(folder: Path, deployment: Deployment, more: Mapping
             "data_dir": str(folder),
         }
     )
+
+
+class AddressOf(StrEnum):
+    """What an address may be of."""
+
+    HTTP = "http"
+    DOCS = "docs"
+    OPENAPI = "openapi"
+    METRICS = "metrics"
+    HEALTH = "health"
+
+
+_PATHS: Final = {
+    AddressOf.HTTP: "",
+    AddressOf.DOCS: "/docs",
+    AddressOf.OPENAPI: "/openapi.json",
+    AddressOf.METRICS: "/metrics",
+    AddressOf.HEALTH: "/readyz",
+}
+"""Keyed by what the address is of: its path."""
+
+
+def address(
+    service: Annotated[
+        str, typer.Argument(help="A service, or a single replica such as `trip-2`.")
+    ],
+    of: Annotated[
+        AddressOf, typer.Option(help="What of it: where it serves, or one of its own pages.")
+    ] = AddressOf.HTTP,
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Print where a service of a running system is asked over HTTP.
+
+    Of several replicas, the first. Exit status 1 if the system has no such service.
+
+    Examples:
+
+    * `curl $(saga address booking)/stays`
+    * `saga address booking --of metrics`
+    """
+    from saga.commands.console import write
+    from saga.deployment import Deployment, DeploymentError
+
+    deployment = Deployment.load(data_dir)
+    replicas = {
+        name if number == 1 else f"{name}-{number}": url
+        for name, urls in deployment.http_urls.items()
+        for number, url in enumerate(urls, start=1)
+    }
+    if service not in replicas:
+        known = ", ".join(replicas) or "none"
+        raise DeploymentError(
+            f"the system in {data_dir} has no service {service!r} that is asked over HTTP; it has "
+            f"{known}"
+        )
+    url = replicas[service].rstrip("/") + _PATHS[of]
+    if as_json:
+        print_json({"service": service, "of": of.value, "url": url})
+    else:
+        write(f"{url}\n")
 
 
 def restart(
@@ -379,6 +442,6 @@ def print_report(report: Report) -> None:
     if report.ok:
         console.print(styled(("the books are right", "green")))
     elif report.violations:
-        console.print(styled((f"{len(report.violations)} violations", "red")))
+        console.print(styled((f"{counted(len(report.violations), 'violation')}", "red")))
     else:
         console.print(styled(("nothing is wrong in what was looked at", "yellow")))

@@ -9,6 +9,7 @@ import typer
 
 from saga.commands.output import PROBLEM_FOUND, AsJson, print_json, problem, remark
 from saga.runtime.files import write_public
+from saga.wording import counted
 
 app = typer.Typer(
     help="JSON Schemas of events and commands: what a change does to readers of the last release.",
@@ -39,7 +40,7 @@ def export(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"folder": str(folder), "files": list(files)})
     else:
-        remark(f"{folder}: {len(files)} schemas")
+        remark(f"{folder}: {counted(len(files), 'schema')}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from saga.commands.output import LISTED_MAX, print_json
 from saga.version import engine_version
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from saga.simulation import Run
@@ -138,7 +139,8 @@ def show(summary: Summary) -> None:
             console.print(f"broken: {violation.rule}{about}: {violation.detail}")
         console.print(f"all of it, once more: {_again(run)}")
     console.print(
-        f"{seeds:,} seeds from {summary.runs[0].seed} on, {summary.steps:,} steps, "
+        f"{counted(seeds, 'seed')} from {summary.runs[0].seed} on, "
+        f"{counted(summary.steps, 'step')}, "
         f"{summary.simulated_seconds:,} simulated s in {summary.seconds:.1f} s: "
         f"{summary.seeds_per_minute:,} seeds a minute; all traces together: {summary.digest}"
     )

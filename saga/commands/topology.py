@@ -18,6 +18,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,8 +159,9 @@ def export(
         )
     else:
         remark(
-            f"{file}: {len(topology.queues)} queues, {len(topology.bindings)} bindings, "
-            f"{len(users)} users"
+            f"{file}: {counted(len(topology.queues), 'queue')}, "
+            f"{counted(len(topology.bindings), 'binding')}, "
+            f"{counted(len(users), 'user')}"
         )
 
 
@@ -197,9 +199,9 @@ def apply(
     * `saga topology apply --partitions 4`
     """
     from saga.broker.setup import apply_topology, put_users, put_virtual_host, wait_for_nodes
-    from saga.discovery import choreography, declared_partitions
+    from saga.discovery import choreography
     from saga.local.folder import uses_broker
-    from saga.notes import known_partitions, note_partitions
+    from saga.notes import note_partitions
     from saga.runtime.messaging.permissions import users_of
     from saga.runtime.urls import printable
 
@@ -224,14 +226,13 @@ def apply(
         run(put_virtual_host(url, management_url))
         # First what services may read, then what there is to read.
         put = run(put_users(users, url, management_url, passwords, data_dir if private else None))
-        declared = declared_partitions()
         of_folder = private is not None or uses_broker(data_dir, url)
         topology = run(
             apply_topology(
                 url,
                 graph,
                 partitions=partitions,
-                partitions_min=(known_partitions(data_dir) if of_folder else declared) or 1,
+                partitions_min=_partitions_known(None if private else url, data_dir) or 1,
                 patience_seconds=patience,
             )
         )
@@ -250,10 +251,14 @@ def apply(
         )
     else:
         remark(
-            f"{printable(url)} has {len(topology.queues)} queues and {len(topology.bindings)} "
-            f"bindings of the saga"
-            + (f", and its {len(users)} users" if put else "")
-            + (f"; {topology.partitions} partitions each" if topology.partitions > 1 else "")
+            f"{printable(url)} has {counted(len(topology.queues), 'queue')} and "
+            f"{counted(len(topology.bindings), 'binding')} of the saga"
+            + (f", and its {counted(len(users), 'user')}" if put else "")
+            + (
+                f"; {counted(topology.partitions, 'partition')} each"
+                if topology.partitions > 1
+                else ""
+            )
         )
 
 
@@ -307,8 +312,21 @@ def compare(
     url = _with_tls(amqp_url) if amqp_url else None
     if url is None and management_url is None:
         _private(data_dir)
+    known = _partitions_known(url or management_url, data_dir)
     with stoppable():
-        return run(drift(graph, url, management_url, data_dir))
+        return run(drift(graph, url, management_url, data_dir, partitions_min=known or 1))
+
+
+def _partitions_known(url: str | None, data_dir: Path) -> int | None:
+    """How many partitions the queues of a broker should have: by the note in the data folder, if it
+    is the broker of that system, or by the project. Without a `url`, it is."""
+    from saga.discovery import declared_partitions
+    from saga.local.folder import uses_broker
+    from saga.notes import known_partitions
+
+    if url is None or uses_broker(data_dir, url):
+        return known_partitions(data_dir)
+    return declared_partitions()
 
 
 def _print_differences(differences: Sequence[Deviation]) -> None:

@@ -22,6 +22,7 @@ from saga.commands.output import (
     problem,
     remark,
 )
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -303,7 +304,9 @@ def _print_stuck(found: Overdue, now: datetime) -> None:
             )
     if found.subjects:
         out().print(table)
-        remark(f"{len(found.subjects)} subjects; `saga trace SUBJECT` tells all about one")
+        remark(
+            f"{counted(len(found.subjects), 'subject')}; `saga trace SUBJECT` tells all about one"
+        )
     for row in found.unexplained[:LISTED_MAX]:
         out().print(
             f"{row.subject}: the row of {row.participant} says that something about its "
@@ -311,10 +314,11 @@ def _print_stuck(found: Overdue, now: datetime) -> None:
             f"tells so; see `saga due` and `saga history verify`"
         )
     if len(found.unexplained) > LISTED_MAX:
-        out().print(f"and {len(found.unexplained) - LISTED_MAX} more such rows")
+        out().print(f"and {counted(len(found.unexplained) - LISTED_MAX, 'more such row')}")
     if found.behind:
         problem(
-            f"the history is {found.behind} messages behind the stream, and what they are about "
+            f"the history is {counted(found.behind, 'message')} behind the stream, and what they "
+            f"are about "
             f"was not looked at; start its service, and wait"
         )
 

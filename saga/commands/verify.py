@@ -20,6 +20,7 @@ from saga.commands.output import (
     remark,
 )
 from saga.commands.past import verify_past
+from saga.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -240,7 +241,8 @@ def _telling() -> Iterator[Callable[[Proof], None]]:
         return
     with console.status("") as status:
         yield lambda proof: status.update(
-            f"{proof.current}: {proof.current_states:,} states, {proof.current_depth} steps deep"
+            f"{proof.current}: {counted(proof.current_states, 'state')}, "
+            f"{counted(proof.current_depth, 'step')} deep"
         )
 
 

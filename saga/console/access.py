@@ -1,8 +1,8 @@
 """Who may see and do what at a console.
 
-Each route says beside itself what it takes, by `needs`, or that it is open, by `EVERYONE`;
-a console with a route that says neither does not start. `Doorkeeper` finds out who asks, before any
-route; what is asked of the route is checked before anything of it runs.
+Each route says beside itself what it takes, by `needs`, or that it is open, by `OPEN_ROUTE`;
+a console with a route that says neither does not start. `AuthenticationMiddleware` finds out who
+asks, before any route; what is asked of the route is checked before anything of it runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saga.auth.access import is_open, trail_of
 from saga.auth.audit import AuditTrail
-from saga.auth.caller import Caller, How, NotAllowed
+from saga.auth.caller import AuthMethod, Caller, NotAllowed
 from saga.auth.gate import Answering
 from saga.auth.keys import SCOPE, ApiKeys, KeysError
 from saga.auth.scopes import action_of
@@ -110,7 +110,7 @@ class PageNeeds:
         )
 
 
-class Everyone:
+class OpenRoute:
     """Marks a route as open: it is needed before a login, and shows nothing of the system."""
 
     async def __call__(self, request: Request) -> None:
@@ -118,11 +118,11 @@ class Everyone:
 
 
 def _reached(request: Request) -> None:
-    """A route decides who may; what reaches none is written down by the `Doorkeeper`."""
+    """A route decides who may; what reaches none is recorded by the `AuthenticationMiddleware`."""
     request.scope.setdefault("state", {})[_REACHED] = True
 
 
-EVERYONE: Final = Depends(Everyone())
+OPEN_ROUTE: Final = Depends(OpenRoute())
 LOGGED_IN: Final = Depends(PageNeeds())
 """Declares that a route is for all who are logged in."""
 
@@ -145,10 +145,10 @@ def routes_in(routes: Iterable[Any]) -> Iterator[Any]:
             yield route
 
 
-def declared(route: Any) -> PageNeeds | Everyone | None:
+def declared(route: Any) -> PageNeeds | OpenRoute | None:
     """What a route has said that it takes; None if it has not."""
     found = [depends.dependency for depends in getattr(route, "dependencies", ())]
-    return next((each for each in found if isinstance(each, PageNeeds | Everyone)), None)
+    return next((each for each in found if isinstance(each, PageNeeds | OpenRoute)), None)
 
 
 class ConsoleAccess:
@@ -202,7 +202,7 @@ class ConsoleAccess:
             return None
         live = is_live(request) or "text/event-stream" in request.headers.get("accept", "")
         session = self.sessions.find(id_, active=not live)
-        if session is not None and session.caller.how is How.KEY:
+        if session is not None and session.caller.how is AuthMethod.KEY:
             try:
                 session.caller = self._again(session.caller)
             except NotAllowed:
@@ -249,7 +249,7 @@ def access_of(settings: ConsoleSettings) -> ConsoleAccess | None:
     return ConsoleAccess(sessions, trail_of(settings, NAME), provider=provider, keys=keys)
 
 
-class Doorkeeper:
+class AuthenticationMiddleware:
     """Middleware: finds out who asks, has the records name them, and takes from each form what
     proves that it comes from a page of theirs. A request that no route takes, because of its path
     or its body, it writes down."""
@@ -309,7 +309,7 @@ def _given(body: bytes, receive: Receive) -> Receive:
 
 
 def session_of(request: Request) -> LoginSession | None:
-    """The session of who asks, as `Doorkeeper` found it."""
+    """The session of who asks, as `AuthenticationMiddleware` found it."""
     found: LoginSession | None = request.scope.get("state", {}).get(_SESSION)
     return found
 

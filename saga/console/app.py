@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saga.console.access import (
-    EVERYONE,
     LOGGED_IN,
-    Doorkeeper,
+    OPEN_ROUTE,
+    AuthenticationMiddleware,
     NotLoggedIn,
     declared,
     routes_in,
@@ -66,7 +66,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
     )
     app.add_middleware(ReadOnly, site=site)
     if site.access is not None:
-        app.add_middleware(Doorkeeper, access=site.access)
+        app.add_middleware(AuthenticationMiddleware, access=site.access)
     guard(app, settings)
     # Outside of what turns requests away: that is told on a page like any other.
     app.add_middleware(ProblemPages, site=site)
@@ -75,7 +75,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
     for routes in PAGES:
         app.include_router(routes(site))
 
-    @app.get("/static/{name}", dependencies=[EVERYONE])
+    @app.get("/static/{name}", dependencies=[OPEN_ROUTE])
     async def asset(name: str, v: str = "") -> Response:
         content = static(name)
         if content is None:
@@ -92,7 +92,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
 
-    @app.get("/livez", dependencies=[EVERYONE])
+    @app.get("/livez", dependencies=[OPEN_ROUTE])
     async def livez() -> dict[str, str]:
         return {"status": "alive"}
 

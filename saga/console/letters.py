@@ -24,7 +24,7 @@ from saga.dlq.edit import Edited, edit
 from saga.dlq.replay import ReplayResult, ReplaySettings, Stop, replay
 from saga.dlq.selection import FrozenSelection, Selection
 from saga.dlq.store import Store
-from saga.errors import Explained, InputError
+from saga.errors import Explained, InputError, NotFound
 from saga.runtime.tasks import cancel_all
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class WatchedLetters:
         """What looking at letters needs. Raises `DlqError` and `DeploymentError`."""
         deployment = self._watched.deployment
         if (url := deployment.dead_letters_url) is None:
-            raise InputError("the deployment names no store of dead letters: dead_letters_url")
+            raise NotFound("the deployment names no store of dead letters: dead_letters_url")
         async with self._opening:
             if self._store is None or self._opened != (url, _identity(self._store.path)):
                 before, self._store = self._store, await asyncio.to_thread(Store, url)

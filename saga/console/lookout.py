@@ -23,6 +23,7 @@ from saga.history import HistoryError
 from saga.history.waiting import WaitingMessages, read_waiting
 from saga.local.node import NodeError
 from saga.local.supervision import Supervision
+from saga.notes import known_partitions
 from saga.personal.requests import problems_in
 from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.tables import utc_now
@@ -292,7 +293,11 @@ class SystemWatcher:
         watched = self._watched
         url = watched.deployment.amqp_url if self._management_url else None
         try:
-            return Compared(await drift(watched.graph, url, self._management_url, watched.folder))
+            known = known_partitions(watched.folder) or 1
+            found = await drift(
+                watched.graph, url, self._management_url, watched.folder, partitions_min=known
+            )
+            return Compared(found)
         except (BrokerError, NodeError) as error:
             return Compared(why_not=f"Not compared: {error}")
 

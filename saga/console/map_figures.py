@@ -17,10 +17,11 @@ from saga.console.moments import in_seconds
 from saga.console.site import lasting
 from saga.graph.check import concerned
 from saga.graph.flow import Flow, Node, Step, label
-from saga.graph.overlay import Inscription, Line, Overlay
+from saga.graph.overlay import Line, LinePart, Overlay
 from saga.message import Command, Event, Intent
 from saga.runtime.messaging.topology import queues_of, undivided
 from saga.status import READY, READY_BUT
+from saga.wording import counted
 
 LANE_CHARACTERS: Final = 34
 """Of what a service lacks, what fits below its name; the page of services has the whole."""
@@ -38,11 +39,11 @@ class MapRow:
     name: str
     kind: str
     participant: str
-    figures: Inscription
+    figures: LinePart
     waited: timedelta | None
     worked: timedelta | None
-    again: Inscription | None
-    letters: Inscription | None
+    again: LinePart | None
+    letters: LinePart | None
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class MapFigures:
             label(node),
             kind,
             self.flow.home(node),
-            Inscription(self._rate(node), self._behind(node)),
+            LinePart(self._rate(node), self._behind(node)),
             passing.waited,
             passing.worked,
             self._again(node),
@@ -131,39 +132,39 @@ class MapFigures:
     def _rate(self, node: Node) -> str:
         return rate_said(self.traffic.per_second(self.traffic.nodes.get(node)))
 
-    def _figures(self, node: Node) -> Inscription:
+    def _figures(self, node: Node) -> LinePart:
         passing, rate = self._passing(node), self._rate(node)
         if not passing.count:
-            return Inscription(rate, kind="idle")
+            return LinePart(rate, kind="idle")
         took = passing.worked if isinstance(node, Step) else passing.waited
         if not isinstance(node, Step) and issubclass(node, Intent):
             took = passing.worked
         what = "waited" if took is passing.waited else "worked"
         text = rate if took is None else f"{rate} · {briefly(took)}"
         about = f"{label(node)}: {rate}" + (f", {what} {lasting(took)} (median)" if took else "")
-        return Inscription(text, self._behind(node), about)
+        return LinePart(text, self._behind(node), about)
 
-    def _again(self, node: Node) -> Inscription | None:
+    def _again(self, node: Node) -> LinePart | None:
         if not isinstance(node, Step) or not (again := self._passing(node).again):
             return None
-        return Inscription(
+        return LinePart(
             f"{again} again",
             self._behind(node, attempt=2),
             f"{label(node)}: {again} done at another than the first attempt",
             "warn",
         )
 
-    def _dead(self, node: Node) -> Inscription | None:
+    def _dead(self, node: Node) -> LinePart | None:
         if not isinstance(node, Step) or (type_ := _type_of(node.reaction.consumes)) is None:
             return None
         participant = node.participant.name
         dead = self.letters.get((participant, type_))
         if not dead:
             return None
-        return Inscription(
+        return LinePart(
             f"{dead} dead",
             self.url("/letters", service=participant, type=type_),
-            f"{label(node)}: {dead} dead letters",
+            f"{label(node)}: {counted(dead, 'dead letter')}",
             "bad",
         )
 
@@ -210,11 +211,11 @@ class MapFigures:
 
     def _at_edge(self, tail: Node, head: Node) -> Line:
         """What went along it, and what waits at its end."""
-        pieces: list[Inscription] = []
+        pieces: list[LinePart] = []
         if (passing := self.traffic.edges.get((tail, head))) is not None:
             rate = rate_said(self.traffic.per_second(passing))
             about = self._said_of_edge(tail, head, passing)
-            pieces.append(Inscription(rate, self._behind_edge(tail, head), about))
+            pieces.append(LinePart(rate, self._behind_edge(tail, head), about))
         if (waiting := self._waiting_at(tail, head)) is not None:
             pieces.append(waiting)
         return pieces
@@ -235,16 +236,16 @@ class MapFigures:
             return self._messages(type=type_, taken_by=head.participant.name)
         return self._messages(**self._because_of(head)) if isinstance(head, Step) else ""
 
-    def _waiting_at(self, tail: Node, head: Node) -> Inscription | None:
+    def _waiting_at(self, tail: Node, head: Node) -> LinePart | None:
         if not isinstance(head, Step) or (type_ := _type_of(tail)) is None or not self.untaken:
             return None
         participant = head.participant.name
         if not (count := self._untaken[participant, type_]):
             return None
-        return Inscription(
+        return LinePart(
             f"{count} waiting",
             self.url("/waiting", participant=participant, type=type_),
-            f"{participant} has not taken {count} messages of type {type_}",
+            f"{participant} has not taken {counted(count, 'message')} of type {type_}",
         )
 
     @cached_property
@@ -272,34 +273,35 @@ class MapFigures:
             self._uncollected(participant, self.glance),
         ]
 
-    def _health(self, participant: str, said: str | None) -> Inscription:
+    def _health(self, participant: str, said: str | None) -> LinePart:
         page = self.url("/services") + "#services"
         if said is None and self.glance is not None and self.glance.at is None:
-            return Inscription("being asked", page, f"{participant} is being asked")
+            return LinePart("being asked", page, f"{participant} is being asked")
         if said is None:
-            return Inscription("not asked", page, f"{participant} has no address to be asked at")
+            return LinePart("not asked", page, f"{participant} has no address to be asked at")
         if said == READY:
-            return Inscription(READY, page, f"{participant} is ready", "good")
+            return LinePart(READY, page, f"{participant} is ready", "good")
         works = said.startswith(READY_BUT)
         text = said if works else f"down: {said}"
         kind = "warn" if works else "bad"
-        return Inscription(_shortened(text), page, f"{participant}: {text}", kind)
+        return LinePart(_shortened(text), page, f"{participant}: {text}", kind)
 
     def _waiting(self, participant: str, glance: SystemSnapshot) -> Line:
         if glance.no_broker or glance.at is None:
             about = glance.no_broker or "the broker is being asked"
-            return [Inscription("backlog not known", about=about, kind="warn")]
+            return [LinePart("backlog not known", about=about, kind="warn")]
         status = glance.status
         queues = [
             q for name, q in status.queues.items() if undivided(name) in self._queues[participant]
         ]
         waiting = sum(queue.messages for queue in queues)
         unread = any(not queue.consumers for queue in queues)
-        about = f"{participant}: {waiting} messages wait in its queues"
+        wait = counted(waiting, "message waits", "messages wait")
+        about = f"{participant}: {wait} in its queues"
         if unread:
             about += ", and at least one of them has no consumer"
         line = [
-            Inscription(
+            LinePart(
                 f"{waiting} waiting",
                 self.url("/waiting", participant=participant),
                 about,
@@ -307,13 +309,15 @@ class MapFigures:
             )
         ]
         if unpublished := status.outboxes.get(participant):
-            about = f"{participant}: {unpublished} events are not known to be published"
+            about = f"{participant}: not known to be published: {counted(unpublished, 'event')}"
             page = self.url("/services") + "#services"
-            line.append(Inscription(f"{unpublished} unpublished", page, about))
+            line.append(LinePart(f"{unpublished} unpublished", page, about))
         if dead := status.dead_letters.get(participant):
             page = self.url("/letters", service=participant)
             line.append(
-                Inscription(f"{dead} dead", page, f"{participant}: {dead} dead letters", "bad")
+                LinePart(
+                    f"{dead} dead", page, f"{participant}: {counted(dead, 'dead letter')}", "bad"
+                )
             )
         return line
 
@@ -326,7 +330,7 @@ class MapFigures:
             f"so they are counted at no reaction"
         )
         page = self.url("/letters", service=participant)
-        return [Inscription(f"{count} dead not collected yet", page, about, "warn")]
+        return [LinePart(f"{count} dead not collected yet", page, about, "warn")]
 
     @cached_property
     def _queues(self) -> Mapping[str, list[str]]:

@@ -21,7 +21,7 @@ from authlib.oauth2.rfc6749.parameters import prepare_token_request
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
-from saga.auth.caller import Caller, How, IssuerAway, NotAllowed
+from saga.auth.caller import AuthMethod, Caller, IssuerAway, NotAllowed
 from saga.auth.settings import check_fetched_safely
 from saga.auth.tokens import DISCOVERY, TOKEN_MAX_BYTES, Tokens
 from saga.console.sessions import random_id
@@ -114,7 +114,7 @@ class IdTokens(Tokens):
             raise NotAllowed("the id token does not say when it was issued")
         if self._now() - issued_at > AGE_MAX_SECONDS + self._leeway_seconds:
             raise NotAllowed("the id token was issued too long ago")
-        return replace(self._caller_of(claims), how=How.LOGIN)
+        return replace(self._caller_of(claims), how=AuthMethod.LOGIN)
 
 
 class LoginProvider:

@@ -30,6 +30,7 @@ from saga.history import drawing
 from saga.history.sequence import duration
 from saga.text import harmless
 from saga.version import engine_version
+from saga.wording import counted
 
 CUT_CHARACTERS: Final = 120
 """Of a text in a table, what is shown; the whole is in its title."""
@@ -108,6 +109,7 @@ class Site:
             lstrip_blocks=True,
         )
         templates.filters |= {
+            "counted": counted,
             "when": when,
             "utc_field": utc_field,
             "cut": cut,

@@ -18,7 +18,7 @@ from saga.dlq.selection import Selection
 from saga.dlq.states import LetterState
 from saga.dlq.store import Store
 from saga.dlq.tables import AT_ONCE
-from saga.errors import InputError
+from saga.errors import InputError, NotFound
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.dead_letters import ERROR
 from saga.runtime.messaging.permissions import REPLAY
@@ -99,19 +99,19 @@ class ReadingDesk:
             and not await in_thread(self.store.knows, selection.subject)
             and not await self.examiner().knows(selection.subject)
         ):
-            raise InputError(f"nothing is known of {selection.subject!r}")
+            raise NotFound(f"nothing is known of {selection.subject!r}")
         fingerprint = selection.fingerprint
         if fingerprint is not None and not await in_thread(
             self.store.has, Selection(fingerprint=fingerprint)
         ):
-            raise InputError(
+            raise NotFound(
                 f"no letter has the fingerprint {selection.fingerprint!r}; `saga dlq list` names "
                 f"those there are"
             )
         known = await in_thread(self.store.numbers_known, selection.numbers)
         unknown = set(selection.numbers) - known
         if unknown:
-            raise InputError(
+            raise NotFound(
                 f"there is no dead letter {min(unknown)}; `saga dlq list --by letter` names "
                 f"those known"
             )
@@ -149,7 +149,7 @@ async def open_desk(deployment: Deployment, graph: Choreography) -> AsyncIterato
     Raises `DlqError` and `BrokerError`.
     """
     if deployment.dead_letters_url is None:
-        raise InputError("the deployment names no store of dead letters: dead_letters_url")
+        raise NotFound("the deployment names no store of dead letters: dead_letters_url")
     connection = await connect(deployment.amqp_url_of(REPLAY), name="saga dlq")
     try:
         store = await in_thread(Store, deployment.dead_letters_url)

@@ -19,7 +19,7 @@ from saga.dlq.letters import DeadLetter, document_of
 from saga.dlq.replay import alone
 from saga.dlq.states import LetterState
 from saga.envelope import Undecodable, derived_id
-from saga.errors import InputError
+from saga.errors import InputError, NotFound
 from saga.message import Event
 from saga.personal.marks import personal_values
 from saga.personal.seal import PREFIX, sealed
@@ -29,6 +29,7 @@ from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
 from saga.runtime.messaging.topology import HISTORY_STREAM, reads
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.runtime.tasks import in_thread
+from saga.wording import counted
 
 ENVELOPE: Final = (
     "specversion",
@@ -185,7 +186,7 @@ async def edit(
 
 def _must_be_dead(number: int, state: LetterState | None) -> None:
     if state is not LetterState.DEAD:
-        raise InputError(f"letter {number} is {state or 'gone'}; only a dead one can be edited")
+        raise NotFound(f"letter {number} is {state or 'gone'}; only a dead one can be edited")
 
 
 def _copy(letter: DeadLetter, text: str) -> tuple[bytes, str]:
@@ -230,7 +231,8 @@ def _set(document: dict[str, Any], steps: Sequence[str], value: Any, setting: st
         if isinstance(target, list):
             if not step.isdecimal() or int(step) >= len(target):
                 raise InputError(
-                    f"--set {setting!r}: {'.'.join(steps[:depth])} has {len(target)} elements, "
+                    f"--set {setting!r}: {'.'.join(steps[:depth])} has "
+                    f"{counted(len(target), 'element')}, "
                     f"none of them {step!r}"
                 )
             key: Any = int(step)

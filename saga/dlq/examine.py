@@ -33,6 +33,7 @@ from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY
 from saga.runtime.messaging.topology import reads
 from saga.runtime.messaging.trust import check_sender
+from saga.wording import counted
 
 REPLAYS_MAX: Final = 3
 """How often a letter is sent again before an operator has to insist."""
@@ -186,7 +187,7 @@ class Examiner:
             detail = f"{letter.queue} is no queue of {letter.participant}"
         elif letter.replays >= self._replays_max and not force:
             expectation = Expectation.CAPPED
-            detail = f"replayed {letter.replays} times; --force sends it once more"
+            detail = f"replayed {counted(letter.replays, 'time')}; --force sends it once more"
         elif not decodes:
             expectation, detail = Expectation.UNDECODABLE, problem
         return Verdict(

@@ -28,13 +28,14 @@ from saga.dlq.letters import DeadLetter, posting_of
 from saga.dlq.replays import Replay
 from saga.dlq.selection import FrozenSelection, Selection
 from saga.dlq.states import HERE, ItemState, LetterState
-from saga.errors import InputError
+from saga.errors import InputError, NotFound
 from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.wire import Unroutable
 from saga.runtime.tasks import cancel_all, in_thread
 from saga.runtime.urls import printable
+from saga.wording import counted
 
 RAMP: Final = (1, 5, 25, 125)
 """How many are sent at first, each step once the one before has succeeded; then all the others."""
@@ -241,7 +242,7 @@ def _run(
         raise DlqError(f"replay {resuming} does not wait to be resumed any more; look again")
     if unfinished is None:
         if selection is None:
-            raise InputError("no replay waits to be resumed: each one begun has ended")
+            raise NotFound("no replay waits to be resumed: each one begun has ended")
         now = None if confirmed is None else confirmed.at
         letters = desk.store.find(selection, HERE, contents=False, now=now)
         numbers = [letter.number for letter in letters]
@@ -569,6 +570,6 @@ class _Replaying:
         if failing / heard <= self._settings.max_failing:
             return None
         return (
-            f"{failing} of the last {heard} messages failed again, more than "
+            f"{failing} of the last {counted(heard, 'message')} failed again, more than "
             f"{self._settings.max_failing:.0%}"
         )

@@ -40,7 +40,7 @@ from saga.dlq.tables import (
     reading,
     runs,
 )
-from saga.errors import InputError
+from saga.errors import InputError, NotFound
 from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.kernel.tables import utc_now
 
@@ -173,7 +173,7 @@ class Store:
         """One letter. Raises `InputError`."""
         found = self.find(Selection(numbers=(number,)))
         if not found:
-            raise InputError(f"there is no dead letter {number}; `saga dlq list` names those known")
+            raise NotFound(f"there is no dead letter {number}; `saga dlq list` names those known")
         return found[0]
 
     def numbers_known(self, numbers: Collection[int]) -> set[int]:
@@ -201,7 +201,7 @@ class Store:
             return [int(id)]
         found = self.number_of(id)
         if not found:
-            raise InputError(
+            raise NotFound(
                 f"there is no dead letter {id!r}; `saga dlq list --by letter` names those known"
             )
         return found

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from saga.choreography import Choreography
 from saga.deployment import Deployment
-from saga.errors import InputError
+from saga.errors import NotFound
 from saga.future.moment import Moment, moment_after
 from saga.history.archive import Archive
 from saga.history.debts import Debt
@@ -17,6 +17,7 @@ from saga.history.trace import CATCH_UP_SECONDS, Trace, UnknownSubject, trace
 from saga.history.whereabouts import MessageLocations
 from saga.runtime.messaging.connection import BrokerError
 from saga.verify import VerifyError
+from saga.wording import counted
 
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ class SubjectAtMoment:
             return f"how far the history is behind is not known: {self.why_not}"
         if self.behind:
             return (
-                f"the history is {self.behind} messages behind the stream, and what they say about "
+                f"the history is {counted(self.behind, 'message')} behind the stream, and what "
+                f"they say about "
                 f"this was not looked at; start its service, and wait"
             )
         return ""
@@ -71,12 +73,15 @@ async def standing(
         if not behind:
             raise
         raise UnknownSubject(
-            f"{error}; but the history is {behind} messages behind the stream: start its service, "
+            f"{error}; but the history is {counted(behind, 'message')} behind the stream: start "
+            f"its service, "
             f"and wait"
         ) from error
     moment = moment_after(graph, found, event)
     if event is not None and event > moment.last:
-        raise InputError(f"--event: it has {moment.last} events, so there is no event {event}")
+        raise NotFound(
+            f"--event: it has {counted(moment.last, 'event')}, so there is no event {event}"
+        )
     return SubjectAtMoment(found, moment, behind, why_not)
 
 

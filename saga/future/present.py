@@ -28,6 +28,7 @@ from saga.runtime.kernel.step import Decision, StateId, react
 from saga.text import first_line
 from saga.verify import ASKED_MAX, Model, VerifyError
 from saga.verify.model import Beginning, influential
+from saga.wording import counted
 
 START: Final = "as it is"
 BOOKS_MAX: Final = 8
@@ -283,7 +284,10 @@ def _remarks(
         if outside.name not in books[0]:
             yield f"what {outside.name} has answered so far does not follow from the events"
     if len(books) > 1:
-        yield f"what the outsides know may have come about in {len(books)} ways; all are tried"
+        yield (
+            f"what the outsides know may have come about in {counted(len(books), 'way')}; all "
+            f"are tried"
+        )
 
 
 # --- commands from outside ----------------------------------------------------------------------

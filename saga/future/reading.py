@@ -13,6 +13,7 @@ from saga.future.present import SharedStates
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.step import StateId
 from saga.verify import VerifyError
+from saga.wording import counted
 
 KEYS_MAX: Final = 500
 """States of one kind that are read for one subject."""
@@ -35,7 +36,8 @@ def read_shared(
             continue
         if len(names) > KEYS_MAX:
             raise VerifyError(
-                f"{len(names)} states {kind.__name__} of {name} are concerned; up to {KEYS_MAX} "
+                f"{counted(len(names), 'state')} {kind.__name__} of {name} are concerned; up to "
+                f"{KEYS_MAX} "
                 f"are looked at"
             )
         states = read_database(url, partial(table.load, keys=names))

@@ -12,7 +12,7 @@ from itertools import combinations, islice
 from typing import Final, Self
 
 from saga.declaration import Stimulus
-from saga.errors import InputError
+from saga.errors import InputError, NotFound
 from saga.future.ends import BrokenRule, EndName, Outlook, ReachableEnd, by_length, end_name
 from saga.future.present import ModelledSubject
 from saga.history.whereabouts import MessageLocations, Place
@@ -181,7 +181,7 @@ class _Going:
             return next(iter(typed.values()))
         if typed:
             raise InputError(f"{wanted}: there are several; name one by its id: {_some(typed)}")
-        raise InputError(
+        raise NotFound(
             f"{wanted}: that is not on its way, not due, and cannot be given here; there "
             f"{f'are: {_some(named)}' if named else 'is nothing of that kind'}"
         )

@@ -20,6 +20,7 @@ from typing import Any, Final
 from saga.choreography import Choreography, Participant, Reaction, State
 from saga.message import Answer, Command, Decided, Event, Intent, Role
 from saga.retry import Retry
+from saga.wording import counted
 
 CLOCK: Final = "◷"
 """Marks what the clock gives."""
@@ -376,7 +377,7 @@ def retry_said(retry: Retry) -> str:
         said = f"{first}–{last} {unit}"
     else:
         said = f"{first} {unit} – {last} {last_unit}"
-    return f"{retry.max_calls} calls, {said}"
+    return f"{counted(retry.max_calls, 'call')}, {said}"
 
 
 def _duration(milliseconds: int) -> tuple[str, str]:

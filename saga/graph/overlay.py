@@ -23,7 +23,7 @@ _BETWEEN: Final = " · "
 
 
 @dataclass(frozen=True, slots=True)
-class Inscription:
+class LinePart:
     """A piece of a line: its text, the page behind it, and what that is, said at length.
 
     `kind` is a class of the style sheet: `bad` or `warn`, or none.
@@ -35,7 +35,7 @@ class Inscription:
     kind: str = ""
 
 
-Line = Sequence[Inscription]
+Line = Sequence[LinePart]
 """Pieces, side by side."""
 
 
@@ -73,7 +73,7 @@ def drawn_lines(lines: Iterable[Line], x: float, y: float) -> Iterable[str]:
         yield drawn_line(line, x, y + number * LINE)
 
 
-def _drawn(piece: Inscription) -> str:
+def _drawn(piece: LinePart) -> str:
     said = in_xml(piece.text)
     if piece.href is None:
         kind = f' class="{piece.kind}"' if piece.kind else ""

@@ -17,6 +17,7 @@ from saga.runtime.kernel.opening import read_database
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.stream import StreamError, last_offset
 from saga.runtime.urls import printable
+from saga.wording import counted
 
 POLL_SECONDS: Final = 0.05
 
@@ -78,6 +79,7 @@ class Archive:
         not by then."""
         if not await self.caught_up(patience_seconds):
             raise HistoryError(
-                f"the history is {await self.behind()} messages behind the stream; start its "
+                f"the history is {counted(await self.behind(), 'message')} behind the stream; "
+                f"start its "
                 f"service, and wait"
             )

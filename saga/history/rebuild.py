@@ -28,7 +28,7 @@ from saga.discovery import saga, tables_of
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
 from saga.envelope import Envelope, MessageKey, Undecodable
-from saga.errors import InputError
+from saga.errors import InputError, NotFound
 from saga.history import HistoryError, pages
 from saga.history.archive import Archive
 from saga.history.letters import letters_in
@@ -133,7 +133,7 @@ def _check_head(url: str) -> None:
     gaps = read_database(url, queries.known_gaps)
     if gaps:
         lacking = ", ".join(map(str, gaps))
-        raise InputError(
+        raise NotFound(
             f"the history lacks the stream's offsets {lacking}, removed before they were read; "
             f"import them from another history, or go on without them with --despite-holes"
         )
@@ -179,7 +179,7 @@ class _Work:
             self._judge(connection, facts, partial(self._written, connection))
         if self.rebuilt.holes and not despite_holes:
             holes = self.rebuilt.holes
-            raise InputError(
+            raise NotFound(
                 f"the history lacks events of {self._participant.name}, so its states cannot be "
                 f"told: {holes[0]}"
                 + (f", and {len(holes) - 1} more" if len(holes) > 1 else "")

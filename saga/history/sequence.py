@@ -21,6 +21,7 @@ from saga.history.whereabouts import MessageLocations
 from saga.message import Command, Event
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.trust import EDITOR_SOURCE
+from saga.wording import counted
 
 ELSEWHERE: Final = "elsewhere"
 """A publisher that is no participant of this version."""
@@ -207,7 +208,7 @@ def _death(
     participant: str, type_: str, at: datetime, error: str, attempts: int, number: str = ""
 ) -> _Timed:
     short = error if len(error) <= ERROR_MAX_CHARACTERS else f"{error[:ERROR_MAX_CHARACTERS]}…"
-    tries = f" after {attempts} tries" if attempts > 1 else ""
+    tries = f" after {counted(attempts, 'try')}" if attempts > 1 else ""
     label = f"{type_} is dead letter{number}{tries}"
     return at, Row(Kind.DEAD, participant, label, timedelta(0), note=short, path=Path.FAILURE)
 

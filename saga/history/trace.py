@@ -23,7 +23,7 @@ from saga.deployment import Deployment
 from saga.discovery import tables_in
 from saga.due import OVERDUE_SECONDS
 from saga.envelope import Envelope, rfc3339
-from saga.errors import InputError
+from saga.errors import NotFound
 from saga.history import HistoryError
 from saga.history.archive import Archive
 from saga.history.debts import Coming, Debt, coming_of, debts_of
@@ -33,6 +33,7 @@ from saga.history.story import Story, fold_of, tell
 from saga.history.whereabouts import MessageLocations, in_store, look
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import utc_now
+from saga.wording import counted
 
 SUBJECTS_AT_ONCE: Final = 500
 CATCH_UP_SECONDS: Final = 10.0
@@ -43,7 +44,7 @@ Seen = Callable[[Sequence[Debt]], Awaitable[MessageLocations | None]]
 """What was seen at the broker since these were owed; None if it was not read."""
 
 
-class UnknownSubject(InputError):
+class UnknownSubject(NotFound):
     """No event is about that subject, and no participant has a state of it."""
 
 
@@ -269,7 +270,7 @@ async def past(
         events = events_before(whole, before)
     if at is not None:
         if events and at < min(event.time for event in events):
-            raise InputError(queries.nothing_yet(subject, facts, graph, at))
+            raise NotFound(queries.nothing_yet(subject, facts, graph, at))
         events = [event for event in events if event.time <= at]
     return past_of(graph, subject, facts, events)
 
@@ -304,7 +305,7 @@ def events_before(story: Story, event_id: str) -> list[Envelope[Any]]:
         by_id.setdefault(other.id, other)
     event = by_id.get(event_id)
     if event is None:
-        raise InputError(
+        raise NotFound(
             f"--before {event_id}: no such event about {story.subject}; "
             f"`saga trace {story.subject} --format json` names them"
         )
@@ -341,12 +342,13 @@ async def _facts_about(
             behind = await archive.behind()
             raise HistoryError(
                 f"{participant.name} has a state of {subject}, but no event about it is in the "
-                f"history" + (f", which is {behind} messages behind; try again" if behind else "")
+                f"history"
+                + (f", which is {counted(behind, 'message')} behind; try again" if behind else "")
             )
     gaps = await archive.read(queries.known_gaps)
     trimmed = ", ".join(map(str, gaps))
     raise UnknownSubject(
-        f"no events about {subject!r}"
+        f"no events about {subject!r}: the history has none, and no service's database a state"
         + (f"; but the history lacks the stream's offsets {trimmed}" if gaps else "")
     )
 

@@ -43,6 +43,7 @@ from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.statements import any_of
 from saga.runtime.kernel.tables import VersionConflict, utc_now
+from saga.wording import counted
 
 KIND: Final = "order-saga history"
 VERSION: Final = 1
@@ -324,8 +325,9 @@ def _items(file: Path) -> Iterator[Fact | Stray]:
                 ended = True
                 if document["end"] != {"events": events, "strays": odd}:
                     raise ValueError(
-                        f"the end says {document['end']}, but there were {events} events and "
-                        f"{odd} strays"
+                        f"the end says {document['end']}, but there were "
+                        f"{counted(events, 'event')} and "
+                        f"{counted(odd, 'stray')}"
                     )
             elif "stray" in document:
                 odd += 1

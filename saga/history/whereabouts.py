@@ -23,6 +23,7 @@ from saga.runtime.messaging.dead_letters import Reason, attempts_in, ours_in
 from saga.runtime.messaging.partitions import with_partitions
 from saga.runtime.messaging.topology import dead_letter_queue, queues_of, wait_queue
 from saga.runtime.urls import printable
+from saga.wording import counted
 
 
 class Place(StrEnum):
@@ -62,7 +63,8 @@ class MessageLocations:
         if (ready := self.ready.get(participant)) is not None:
             return MessageLocation(
                 Place.IN_HAND,
-                f"in the hands of {participant}, or among {ready} messages in its queues",
+                f"in the hands of {participant}, or among {counted(ready, 'message')} in its "
+                f"queues",
             )
         return MessageLocation(
             Place.NOWHERE,

@@ -31,6 +31,7 @@ from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
 from saga.runtime.messaging.topology import intake_queue
 from saga.runtime.tasks import side_by_side
 from saga.status import status
+from saga.wording import counted
 
 BROKER_PATIENCE_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.2
@@ -106,8 +107,9 @@ def plan_of(saga: Saga, sagas: int, seed: int, run: int = 1) -> Plan:
     plan = saga.load(random.Random(seed if run == 1 else f"{seed}/{run}"), sagas)
     if len(plan.ends) < sagas:
         raise SagaError(
-            f"the load of {saga.name} says of {len(plan.ends)} subjects how they end, and {sagas} "
-            f"sagas are to be begun; let each have a subject of its own in `ends`"
+            f"the load of {saga.name} says of {counted(len(plan.ends), 'subject')} how they end, "
+            f"and {counted(sagas, 'saga is', 'sagas are')} to be begun; let each have a subject "
+            f"of its own in `ends`"
         )
     taken = {p.name: p.intake for p in saga.participants}
     for given in (*plan.before, *plan.given):

@@ -17,6 +17,7 @@ from saga.local.server import SPEECHLESS_BYTES
 from saga.local.supervision import Supervised, Supervision
 from saga.runtime.disk import lack_of_room
 from saga.runtime.messaging.connection import RETRY_SECONDS, BrokerError
+from saga.wording import counted
 
 CLAIM_SECONDS: Final = 60.0
 """How long a broker may take to notice that a connection of ours is lost: several heartbeats."""
@@ -102,7 +103,9 @@ class Keeper:
         now = time.time()
         seconds = supervised.ended(now, last_words)
         if self._ends_max is not None and len(supervised.ends) > self._ends_max:
-            raise SystemFault(f"{shown} has ended {len(supervised.ends)} times: {last_words}")
+            raise SystemFault(
+                f"{shown} has ended {counted(len(supervised.ends), 'time')}: {last_words}"
+            )
         when = f"in {seconds:g} s" if seconds else "now"
         if lack:
             when = "once there is room"

@@ -11,6 +11,7 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 
 from saga.runtime.files import write_whole
+from saga.wording import counted
 
 WINDOW_SECONDS: Final = 600.0
 """Only ends of a process within the last so many seconds count."""
@@ -59,7 +60,7 @@ class Supervised(BaseModel):
         if self.starts_at is not None:
             when = f"it is started again in {max(0.0, self.starts_at - now):.0f} s"
         return (
-            f"{name} has ended {len(self._recent(now))} times within "
+            f"{name} has ended {counted(len(self._recent(now)), 'time')} within "
             f"{WINDOW_SECONDS / 60:.0f} minutes ({self.last_words}); {when}"
         )
 

@@ -27,6 +27,7 @@ from saga.verify import VerifyError, model_of
 from saga.verify.machine import Machine
 from saga.verify.schedule import StepInWords
 from saga.verify.search import explore
+from saga.wording import counted
 
 STATES_MAX: Final = 200_000
 """States that are looked at from one recorded state on."""
@@ -214,7 +215,8 @@ class OpenSagaExplorer:
             return list(self._remarks)
         return [
             *self._remarks,
-            f"{alike:,} subjects were explored by one that differs from them in ids, times, and "
+            f"for {counted(alike, 'subject')}, another one was explored that differs in ids, "
+            f"times, and "
             f"texts that no code names: a reaction that decides by what else there is to a text, "
             f"or by how much time has passed, may tell them apart",
         ]
@@ -398,7 +400,7 @@ class OpenSagaExplorer:
                     )
                 elif not seen.whole:
                     self.scenarios_left_out.append(
-                        f"{scenario.name} beyond its first {seen.states:,} states"
+                        f"{scenario.name} beyond its first {counted(seen.states, 'state')}"
                     )
             reached.update(
                 (name, kind, shape_of(state))

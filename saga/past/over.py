@@ -24,6 +24,7 @@ from saga.past.shared import HandedOver, SharedPast
 from saga.past.steps import ParticipantPast
 from saga.runtime.kernel.fold import is_shared
 from saga.runtime.messaging.trust import EDITOR_SOURCE
+from saga.wording import counted
 
 AHEAD: Final = 3
 """Batches for each process that wait for it, or for what came of earlier ones to be counted."""
@@ -93,7 +94,8 @@ class GoingOver:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise HistoryError(
-                f"one of {jobs} processes has ended, perhaps for want of memory, so not all was "
+                f"one of {counted(jobs, 'process')} has ended, perhaps for want of memory, so "
+                f"not all was "
                 f"looked at; allow fewer with --jobs"
             ) from error
         finally:

@@ -27,6 +27,7 @@ from saga.runtime.kernel.sqlite import sqlite_file
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.settings import PersonalSettings, Sealing
 from saga.runtime.tasks import in_thread
+from saga.wording import counted
 
 MARGIN_SECONDS: Final = 0.5
 """What is waited longer than keys are known for: what was opened last is written then."""
@@ -225,7 +226,10 @@ class Forgetter:
             for subject in open_now:
                 await self._end_one(self._saga.early_end, subject, outcome)
         wait_seconds = max(0.0, deadline - _now())
-        report(f"waiting for {len(open_now)} open sagas to end, {wait_seconds:.3g} s at most")
+        report(
+            f"waiting for {counted(len(open_now), 'open saga')} to end, {wait_seconds:.3g} s at "
+            f"most"
+        )
         while still_open := await self._system.open_among(open_now):
             if _now() > deadline:
                 break
@@ -302,9 +306,9 @@ class Forgetter:
         outcome.began = [subject for subject in after.subjects if subject not in known]
         if outcome.began:
             outcome.left.append(
-                f"{len(outcome.began)} sagas began while the key was destroyed, and go on under "
-                f"the sealed text: their owner cannot be told by name how they end, so look at "
-                f"them: {listed(outcome.began)}"
+                f"begun while the key was destroyed, and going on under the sealed text: "
+                f"{counted(len(outcome.began), 'saga')}. Their owner cannot be told by name how "
+                f"they end, so look at them: {listed(outcome.began)}"
             )
 
 

@@ -35,6 +35,7 @@ from saga.personal.seal import sealed
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import StateTable, Tables
 from saga.runtime.messaging.topology import HISTORY_DAYS
+from saga.wording import counted
 
 AT_ONCE: Final = 500
 STAYS: Final = "it stays: nothing that is recorded is rewritten"
@@ -165,7 +166,10 @@ def _in_history(
     strays = sum(map(len, pages.strays_of(url)))
     if unreadable or strays:
         report.unseen.append(
-            (archive.name, f"{unreadable + strays} messages that this version cannot read")
+            (
+                archive.name,
+                f"{counted(unreadable + strays, 'message')} that this version cannot read",
+            )
         )
     report.looked_at[archive.name] = looked_at
     stream.goes_at = stream.newest and stream.newest + kept
@@ -243,7 +247,7 @@ def _in_states(
         looked_at, unreadable = read_database(url, read)
         report.looked_at[found.name] = looked_at
         if unreadable:
-            report.unseen.append((found.name, f"{unreadable} rows that cannot be read"))
+            report.unseen.append((found.name, f"{counted(unreadable, 'row')} that cannot be read"))
         yield found
 
 

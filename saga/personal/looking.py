@@ -37,6 +37,7 @@ from saga.runtime.messaging.stream import FIRST, PREFETCH, StreamError, last_off
 from saga.runtime.messaging.topology import HISTORY_STREAM, topology_of
 from saga.runtime.settings import Sealing
 from saga.runtime.urls import printable, sqlite_path
+from saga.wording import counted
 
 ROUNDS_MAX: Final = 5
 """How often a folder is listed again for files that came while it was looked through."""
@@ -419,7 +420,8 @@ class Looker:
                     if waiting:
                         self._miss(
                             f"the queue {queue.name}",
-                            f"it holds {waiting} messages, and reading them would deliver them: "
+                            f"it holds {counted(waiting, 'message')}, and reading them would "
+                            f"deliver them: "
                             f"look again once they are done",
                         )
                     else:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from saga.deployment import write_secret
 from saga.errors import Explained
 from saga.runtime.files import locked
+from saga.wording import counted
 
 FILE_NAME: Final = "forgetting.json"
 REQUESTS_MAX: Final = 10_000
@@ -94,7 +95,8 @@ def problems_in(folder: Path) -> tuple[str, ...]:
     if not waiting:
         return ()
     return (
-        f"{len(waiting)} requests to forget a person wait, the oldest since "
+        f"{counted(len(waiting), 'request waits', 'requests wait')} to forget a person, the "
+        f"oldest since "
         f"{waiting[0].asked_at:%Y-%m-%d %H:%M:%S}; see `saga forget --status`",
     )
 

@@ -16,9 +16,9 @@ from saga.declaration import EarlyEnd, Saga
 from saga.deployment import FILE_NAME, Deployment
 from saga.dlq.store import Store
 from saga.envelope import rfc3339
-from saga.errors import InputError
+from saga.errors import InputError, NotFound
 from saga.http import post_to_one
-from saga.outside import Clear, OutsideError
+from saga.outside import ErasureRequest, OutsideError
 from saga.personal import requests
 from saga.personal.forgetting import LISTED_MAX, Forgetter, NotEnded, Outcome
 from saga.personal.keystore import KeyStore
@@ -124,7 +124,7 @@ class RunningSystem(PersonLookup):
                     f"{outside.name} cannot be told by us to forget a person: ask those who run it"
                 )
                 continue
-            clear = Clear(
+            clear = ErasureRequest(
                 values=whom.values,
                 references=whom.references,
                 subjects=whom.subjects,
@@ -175,7 +175,7 @@ class RunningSystem(PersonLookup):
             if copied is None or outside.forget is None:
                 continue
             file = folder / copied.file
-            clear = Clear(
+            clear = ErasureRequest(
                 values=whom.values,
                 references=whom.references,
                 subjects=whom.subjects,
@@ -196,7 +196,7 @@ class RunningSystem(PersonLookup):
         """Say in the audit record who forgot whom, and why."""
         url = self._deployment.dead_letters_url
         if url is None:
-            raise InputError("the deployment names no store of dead letters: dead_letters_url")
+            raise NotFound("the deployment names no store of dead letters: dead_letters_url")
         store = Store(url)
         try:
             result = {

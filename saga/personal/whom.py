@@ -25,7 +25,7 @@ from saga.dlq.selection import Selection
 from saga.dlq.states import HERE
 from saga.dlq.store import Store
 from saga.dues import Item, listing
-from saga.errors import InputError
+from saga.errors import NotFound
 from saga.history.archive import Archive
 from saga.history.debts import coming_of, debts_of
 from saga.history.pages import about
@@ -37,6 +37,7 @@ from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.statements import any_of, on_postgresql
 from saga.runtime.kernel.tables import Tables, utc_now
 from saga.runtime.tasks import in_thread
+from saga.wording import counted
 
 AT_ONCE: Final = 500
 POLL_SECONDS: Final = 0.2
@@ -115,7 +116,7 @@ class PersonLookup:
                 pass  # It may be a name as well.
         person_id = person_id_in(given) if sealed(given) else self._store.person_of(given)
         if person_id is None:
-            raise InputError(
+            raise NotFound(
                 "the key store knows no person of that name: they were never sealed, or are "
                 "forgotten already, or a request about them waits (`saga forget --status`); "
                 "`saga forget --verify` looks for what is in clear"
@@ -167,7 +168,8 @@ class PersonLookup:
         if await archive.caught_up(max(0.0, deadline - time.monotonic())):
             return ""
         return (
-            f"the history is {await archive.behind()} messages behind the stream; start its "
+            f"the history is {counted(await archive.behind(), 'message')} behind the stream; "
+            f"start its "
             f"service, and wait"
         )
 

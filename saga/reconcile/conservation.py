@@ -12,6 +12,7 @@ from typing import Final
 from saga.reconcile.facts import MessageFates
 from saga.reconcile.history import OwedMessage
 from saga.view import Broken, Violation
+from saga.wording import counted
 
 MISSING_TOLD: Final = 5
 """Missing events about one subject whose numbers are listed."""
@@ -123,7 +124,7 @@ def unpublished(deliveries: MessageFates) -> Iterator[Broken]:
                 told = ", ".join(map(str, missing[:MISSING_TOLD]))
                 yield (
                     subject,
-                    f"of the {sequence} events of {participant} about it, number "
+                    f"of the {counted(sequence, 'event')} of {participant} about it, number "
                     f"{told}{' ...' if missing[MISSING_TOLD:] else ''} is neither "
                     f"in the history nor in the outbox",
                 )

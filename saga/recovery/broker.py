@@ -34,6 +34,7 @@ from saga.runtime.messaging.stream import FIRST, StreamError, last_offset, readi
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.runtime.urls import printable
+from saga.wording import counted
 
 BATCH_MAX: Final = 500
 """Messages published together."""
@@ -74,11 +75,14 @@ class Recovered:
         """What was done, and what is to be known of it, a line each."""
         survey = self.survey
         lines = [
-            f"{survey.events} events looked at; {self.put_back.total()} messages put back into "
+            f"{counted(survey.events, 'event')} looked at; "
+            f"{counted(self.put_back.total(), 'message')} put back into "
             f"queues, {self.filled} into the history's stream"
         ]
         if self.partitions > 1:
-            lines.append(f"the queues are divided into {self.partitions} partitions each")
+            lines.append(
+                f"the queues are divided into {counted(self.partitions, 'partition')} each"
+            )
         elif not self.partitions_known:
             lines.append(
                 "the queues are not divided, and nothing notes whether they were: if so, run "
@@ -86,13 +90,13 @@ class Recovered:
             )
         if self.resting:
             lines.append(
-                f"{self.resting} messages are on the broker already, or are dead letters in the "
-                f"operator's store"
+                f"on the broker already, or dead letters in the operator's store: "
+                f"{counted(self.resting, 'message')}"
             )
         if survey.refused:
             lines.append(
-                f"{survey.refused} messages are not put back: they were dead letters, because "
-                f"their senders had no right to them"
+                f"not put back: {counted(survey.refused, 'message')} that became dead letters "
+                f"because their senders had no right to them"
             )
         if self.takers:
             lines.append(
@@ -101,8 +105,8 @@ class Recovered:
             )
         too_old = Counter((one.participant, one.type) for one in survey.too_old)
         lines += [
-            f"{count} {type_} are not put back: they are older than all that {participant} has "
-            f"done of them, so it is taken that it did not react to them then"
+            f"not put back: {count} of {type_}, older than all that {participant} has done of that "
+            f"type, so it is taken that it did not react to it then"
             for (participant, type_), count in sorted(too_old.items())
         ]
         lines += [
@@ -110,7 +114,9 @@ class Recovered:
             for one in survey.unknown[:LISTED_MAX]
         ]
         if len(survey.unknown) > LISTED_MAX:
-            lines.append(f"lost: events about {len(survey.unknown) - LISTED_MAX} more subjects")
+            lines.append(
+                f"lost: events about {counted(len(survey.unknown) - LISTED_MAX, 'more subject')}"
+            )
         return lines
 
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
-from saga.auth.caller import Caller, How
+from saga.auth.caller import AuthMethod, Caller
 from saga.auth.scopes import needs
 from saga.choreography import State
 from saga.limits import TEXT_MAX_BYTES, Plain
@@ -53,7 +53,7 @@ class BringForward(BaseModel):
 
     def of(self, caller: Caller) -> ForwardRequest:
         """The wish as it is recorded."""
-        if caller.how is How.OFF:
+        if caller.how is AuthMethod.OFF:
             return ForwardRequest(self.who, self.reason)
         return ForwardRequest(
             caller.recorded_as, f"{self.reason} (for {self.who}, as the caller says)"

@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 
+from saga.wording import counted
+
 log = logging.getLogger(__name__)
 
 FAILURES_MIN: Final = 3
@@ -100,7 +102,7 @@ class RetryLoop:
             return ""
         worst = max(stuck, key=lambda row: row.seconds)
         return (
-            f"cannot {self._doing}, tried {worst.count} times in {worst.seconds:.0f} s: "
+            f"cannot {self._doing}, tried {counted(worst.count, 'time')} in {worst.seconds:.0f} s: "
             f"{worst.cause}"
         )
 

@@ -43,6 +43,7 @@ from saga.runtime.readiness import Look, Missing, Readiness
 from saga.runtime.retry_loop import RetryLoop, troubles
 from saga.runtime.settings import Settings
 from saga.runtime.web import create_app
+from saga.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class Running:
         """Turn away a request to begin a saga, with `Problem`, while it is `backlogged`."""
         if self.backlogged:
             metrics.turned_away(self.saga).inc()
-            raise unavailable(f"{self.outbox.backlog} events wait for the broker; try again later")
+            wait = counted(self.outbox.backlog, "event waits", "events wait")
+            raise unavailable(f"{wait} for the broker; try again later")
 
     @property
     def refusing(self) -> str:

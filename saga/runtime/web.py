@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saga.auth.access import access_of
-from saga.auth.scopes import ASKING, Asking, NotTheirs, settle
+from saga.auth.scopes import ASKING, Asking, OwnedByAnother, settle
 from saga.limits import Plain
 from saga.runtime.docs import documentation
 from saga.runtime.doors import described, guard
@@ -143,8 +143,8 @@ def create_app(
         log.error("%s: %s", described(request.scope), error)
         return Problem(500, str(error)).response()
 
-    @app.exception_handler(NotTheirs)
-    async def on_anothers(request: Request, problem: NotTheirs) -> JSONResponse:
+    @app.exception_handler(OwnedByAnother)
+    async def on_anothers(request: Request, problem: OwnedByAnother) -> JSONResponse:
         settle(request, "it is another's")
         refused("not_theirs")
         return problem.response()

@@ -33,6 +33,7 @@ from saga.simulation.unruly import UnrulyBroker
 from saga.simulation.watch import Watch
 from saga.simulation.weather import FREEZE_MAX_SECONDS, FaultSchedule
 from saga.view import Violation
+from saga.wording import counted
 
 SAGAS = (1, 4, 6)
 """How many sagas a run may have."""
@@ -199,7 +200,7 @@ class World:
             what = self.loop.most_of(LOOKED_AT_STEPS, math.inf)
             self.trouble(
                 "no_progress",
-                f"it was given up after {steps:,} steps, at {seconds:.0f} s; {what}",
+                f"it was given up after {counted(steps, 'step')}, at {seconds:.0f} s; {what}",
             )
 
     # --- services ----------------------------------------------------------------------------

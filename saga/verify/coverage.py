@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from saga.branches import Branch, branches_in, branches_of, name_of
 from saga.declaration import Saga
 from saga.graph.flow import Flow, Node, Step
-from saga.graph.overlay import Inscription, Line, Overlay
+from saga.graph.overlay import Line, LinePart, Overlay
 from saga.purity import Calls
 from saga.verify.model import unapplied
 
@@ -109,13 +109,13 @@ def tried_on(flow: Flow, rows: Sequence[CoverageRow]) -> Overlay:
     for step in flow.steps:
         of_step = by_reaction[step.participant.name, step.reaction.name]
         if not of_step:
-            nodes[step] = [Inscription("not looked at", about=f"{step.name}: not looked at")]
+            nodes[step] = [LinePart("not looked at", about=f"{step.name}: not looked at")]
             continue
         missing = untried(of_step)
         said = f"{len(of_step) - len(missing)} of {len(of_step)} tried"
         about = "; ".join(map(str, missing)) or "each was taken"
         nodes[step] = [
-            Inscription(said, about=f"{step.name}: {said}: {about}", kind="warn" if missing else "")
+            LinePart(said, about=f"{step.name}: {said}: {about}", kind="warn" if missing else "")
         ]
         if missing:
             marked[step] = f"not tried: {about}"
@@ -123,5 +123,5 @@ def tried_on(flow: Flow, rows: Sequence[CoverageRow]) -> Overlay:
         for after in flow.following.get(step, ()):
             if not isinstance(after, Step) and name_of(after) not in reached:
                 about = f"{step.name} to {name_of(after)}: not tried"
-                edges[step, after] = [Inscription("never", about=about, kind="warn")]
+                edges[step, after] = [LinePart("never", about=about, kind="warn")]
     return Overlay(nodes=nodes, edges=edges, marked=marked)

@@ -28,6 +28,7 @@ from saga.verify.schedule import Schedule
 from saga.verify.search import STATE_BYTES
 from saga.verify.sources import sources
 from saga.version import engine_version
+from saga.wording import counted
 
 Transition = tuple[str, str | None, str]
 """A participant, the type of what it took, and of what it published because of it. None stands for
@@ -187,8 +188,9 @@ def unfinished(reports: Sequence[ModelReport]) -> Iterator[str]:
         seen = report.exploration
         if not seen.whole:
             yield (
-                f"{report.model.name} was not explored to its end: all of up to {seen.depth} steps "
-                f"was tried, {seen.states:,} states; allow more with --max-states (some "
+                f"{report.model.name} was not explored to its end: all of up to "
+                f"{counted(seen.depth, 'step')} was tried, {counted(seen.states, 'state')}; "
+                f"allow more with --max-states (some "
                 f"{STATE_BYTES} bytes each), or look for a reaction that says something new each "
                 f"time"
             )

@@ -17,7 +17,7 @@ from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 
 from saga.auth.audit import entries
-from saga.auth.caller import Caller, How
+from saga.auth.caller import AuthMethod, Caller
 from saga.auth.keys import new_key, write_keys
 from saga.auth.settings import Auth
 from saga.console import oidc
@@ -379,7 +379,7 @@ async def test_a_session_that_has_ended_logs_nobody_in(provider: Provider, tmp_p
 
 def test_sessions_end_idle_or_not_and_open_pages_keep_none_alive() -> None:
     now = 0.0
-    caller = Caller("ada", How.LOGIN, frozenset())
+    caller = Caller("ada", AuthMethod.LOGIN, frozenset())
     sessions = Sessions(10.0, 25.0, clock=lambda: now)
     active, watching, idle = (sessions.begin(caller) for _ in range(3))
     for now in (6.0, 12.0, 18.0, 24.0):
@@ -393,7 +393,7 @@ def test_sessions_end_idle_or_not_and_open_pages_keep_none_alive() -> None:
 def test_sessions_are_so_many_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saga.console.sessions.SESSIONS_MAX", 3)
     assert SESSIONS_MAX == 10_000
-    caller = Caller("ada", How.LOGIN, frozenset())
+    caller = Caller("ada", AuthMethod.LOGIN, frozenset())
     sessions = Sessions(10.0, 10.0)
     first, second, *_ = [sessions.begin(caller) for _ in range(3)]
     sessions.find(first, active=True)

@@ -19,13 +19,13 @@ from fastapi import APIRouter, FastAPI
 import saga.console.app
 from order_saga import SAGA
 from saga.auth.audit import AuditTrail, entries
-from saga.auth.caller import Caller, How
+from saga.auth.caller import AuthMethod, Caller
 from saga.auth.scopes import ROLES
 from saga.auth.settings import Auth
 from saga.console.access import (
     PERSONAL,
     ConsoleAccess,
-    Everyone,
+    OpenRoute,
     PageNeeds,
     declared,
     routes_in,
@@ -63,7 +63,7 @@ FORM: Final = {"reason": "a test", "confirmed": "x", "open": "1", "text": "{}", 
 
 
 def caller(*scopes: str, name: str = "") -> Caller:
-    return Caller("ada-1", How.LOGIN, frozenset(scopes), name=name)
+    return Caller("ada-1", AuthMethod.LOGIN, frozenset(scopes), name=name)
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Guarded:
     clock: Clock
 
     @property
-    def routes(self) -> Iterator[tuple[str, str, PageNeeds | Everyone | None]]:
+    def routes(self) -> Iterator[tuple[str, str, PageNeeds | OpenRoute | None]]:
         """Each method and path, and what it takes."""
         for route in routes_in(self.app.routes):
             for method in route.methods - {"HEAD"}:
@@ -154,7 +154,7 @@ def test_every_route_says_who_may(guarded: Guarded) -> None:
     found = [*guarded.routes]
     assert len(found) >= 45
     assert not [path for _, path, need in found if need is None]
-    everyone = {f"{method} {path}" for method, path, n in found if isinstance(n, Everyone)}
+    everyone = {f"{method} {path}" for method, path, n in found if isinstance(n, OpenRoute)}
     assert everyone == FOR_EVERYONE
 
 
@@ -215,7 +215,7 @@ async def test_nobody_gets_anywhere_without_logging_in(guarded: Guarded) -> None
         for method, path, need in guarded.routes:
             answer = await client.request(method, address(path), data=FORM)
             assert {name.decode() for name in SECURITY_HEADERS} <= {*answer.headers}, path
-            if isinstance(need, Everyone):
+            if isinstance(need, OpenRoute):
                 continue
             assert answer.headers["cache-control"] == "no-store"
             if method == "GET":
@@ -272,7 +272,7 @@ async def test_a_form_without_its_pages_proof_does_nothing(guarded: Guarded) -> 
     async with guarded.client(caller("*")) as client, guarded.client(caller("*")) as other:
         proof, others = client.headers["x-csrf"], other.headers["x-csrf"]
         for method, path, need in guarded.routes:
-            if method != "POST" or isinstance(need, Everyone):
+            if method != "POST" or isinstance(need, OpenRoute):
                 continue
             for wrong in ("", "x", proof[:-1], others):
                 answer = await client.post(address(path), data=FORM | {"csrf": wrong})
@@ -342,7 +342,7 @@ async def test_each_decision_is_recorded_with_who_and_what(
 
 def test_whatever_people_are_called_a_record_takes_it_and_shows_it_harmlessly() -> None:
     for subject, name in (("\x1b" * 255, "\u202e" * 255), ("é" * 255, "名" * 255)):
-        said = Caller(subject, How.LOGIN, frozenset(), name=name).recorded_as
+        said = Caller(subject, AuthMethod.LOGIN, frozenset(), name=name).recorded_as
         assert BringForward.model_validate({"who": said, "reason": "x"}).who == said
     assert caller(name="bob-2").recorded_as == "ada-1 (bob-2)"  # What is unique, first.
 
@@ -379,7 +379,7 @@ async def test_the_trail_is_shown_and_searched(guarded: Guarded, tmp_path: Path)
     async with guarded.client(caller("*:read", "personal:read", name="Ada")) as ada:
         await ada.get("/sagas/4711")
         await ada.post("/due/order/Order/4711", data=form_of(ada))
-    everything = Caller("bob-2", How.LOGIN, frozenset({"*"}), name="<b>Bob")
+    everything = Caller("bob-2", AuthMethod.LOGIN, frozenset({"*"}), name="<b>Bob")
     async with guarded.client(everything) as bob:
         await bob.get("/letters")
 

@@ -560,6 +560,37 @@ def test_a_folder_that_cannot_be_written_is_one_line(command: str, no_folder: Pa
     assert_one_line(saga(command, "--data-dir", str(no_folder)), str(no_folder), "--data-dir")
 
 
+# --- saga address ---------------------------------------------------------------------------------
+
+
+def test_the_address_of_a_running_service_is_where_it_answers(system: System) -> None:
+    data = {"DATA_DIR": str(system.folder)}
+    for of, says in (("http", None), ("openapi", "paths"), ("health", "ready")):
+        url = saga("address", "order", "--of", of, **data).stdout.strip()
+        assert url.startswith(system.deployment.http_urls["order"][0])
+        if says is not None:
+            assert says in httpx.get(url).text
+    as_json = json.loads(saga("address", "payment", "--json", **data).stdout)
+    (url,) = system.deployment.http_urls["payment"]
+    assert as_json == {"service": "payment", "of": "http", "url": url}
+
+
+def test_the_address_of_a_replica_is_told_by_its_number_and_of_no_service_not_at_all(
+    tmp_path: Path,
+) -> None:
+    urls = ("http://127.0.0.1:1", "http://127.0.0.1:2")
+    deployment = Deployment(amqp_url="amqp://nowhere/", http_urls={"order": urls}, database_urls={})
+    deployment.save(tmp_path)
+
+    found = [saga("address", name, DATA_DIR=str(tmp_path)) for name in ("order", "order-2", "bank")]
+
+    assert [done.stdout for done in found] == [f"{urls[0]}\n", f"{urls[1]}\n", ""]
+    assert_one_line(found[2], "'bank'", "it has order, order-2")
+
+
+# --- a folder that is taken -----------------------------------------------------------------------
+
+
 def test_two_systems_cannot_share_a_folder(system: System) -> None:
     before = files(system.folder)
 

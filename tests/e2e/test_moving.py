@@ -120,7 +120,7 @@ def test_an_option_of_orders_is_none_of_another_sagas(
 @pytest.mark.parametrize(
     ("planted", "line"),
     [
-        ("TOO_FEW", "says of 1 subjects how they end, and 5 sagas are to be begun"),
+        ("TOO_FEW", "says of 1 subject how they end, and 5 sagas are to be begun"),
         ("SAME_AGAIN", "names the same subjects whatever it draws"),
     ],
 )

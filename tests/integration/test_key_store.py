@@ -383,7 +383,7 @@ def test_the_command_rotates_and_lists(tmp_path: Path) -> None:
     rotated = saga("persons", "rotate-key", "--data-dir", str(tmp_path))
 
     assert rotated.returncode == 0, rotated.stderr
-    assert "2 keys are wrapped again" in rotated.stderr
+    assert ": 2 keys; no other one wraps" in rotated.stderr
     again = saga("persons", "rotate-key", "--data-dir", str(tmp_path))
     assert "already" in again.stderr
     listed = saga("persons", "list", "--data-dir", str(tmp_path), "--json")

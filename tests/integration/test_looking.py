@@ -681,7 +681,7 @@ async def test_a_text_is_found_in_the_stream_of_a_broker_elsewhere(amqp_url: str
     counts = {place.name: place.found.count for place in looker.look.places}
     assert counts[f"the stream {HISTORY_STREAM}"] == 100
     said = " ".join(f"{unseen.name}: {unseen.why}" for unseen in looker.look.unseen)
-    assert f"the queue {waiting}: it holds 1 messages" in said
+    assert f"the queue {waiting}: it holds 1 message," in said
     assert "the files of the broker" in said
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from saga.broker.setup import (
     apply_topology,
+    drift,
     mend_topology,
     missing_queues,
     partitions_at,
@@ -229,6 +230,19 @@ async def test_partitions_that_a_broker_has_lost_are_made_again_where_they_are_k
     assert topology.partitions == await partitions_at(amqp_url, GRAPH) == 3
     assert await missing_queues(amqp_url, GRAPH, partitions_min=3) == []
     assert (await mend_topology(amqp_url, GRAPH, None)).partitions == 3
+
+
+async def test_partitions_that_a_broker_has_lost_are_told_apart_from_what_it_should_have(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    await apply_topology(amqp_url, GRAPH)
+
+    alike = await drift(GRAPH, amqp_url, None, tmp_path)
+    found = await drift(GRAPH, amqp_url, None, tmp_path, partitions_min=3)
+
+    assert alike.differences == []
+    missing = {each.name for each in found.differences if each.kind == "queue"}
+    assert missing == THREE
 
 
 async def test_a_broker_without_the_plugin_is_told_apart(tmp_path: Path) -> None:

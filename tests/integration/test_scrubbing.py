@@ -16,7 +16,7 @@ from notification_service.mail import FolderMailer, mailed_in, take_out
 from order_saga.outsides import MAIL_SERVER, PROVIDER
 from payment_service.gateway import Account, SandboxGateway
 from payment_service.ledger import Decline, Receipt
-from saga.outside import Clear, OutsideError
+from saga.outside import ErasureRequest, OutsideError
 from saga.personal import running
 from saga.personal.keystore import KeyStore
 from saga.personal.looking import Looker
@@ -73,8 +73,8 @@ def test_a_file_whose_log_is_being_read_is_not_said_to_be_clean(
                 scrub(path)
 
 
-def clear(folder: Path, *, known: bool = True, subjects: Collection[str] = ()) -> Clear:
-    return Clear(
+def clear(folder: Path, *, known: bool = True, subjects: Collection[str] = ()) -> ErasureRequest:
+    return ErasureRequest(
         values={NAME: REFERENCE} if known else {},
         references=(REFERENCE,),
         subjects=subjects,
@@ -169,7 +169,7 @@ def test_a_destroyed_key_that_a_reader_keeps_in_the_log_is_found(
 
 
 def test_books_that_are_nowhere_are_named(tmp_path: Path) -> None:
-    whom = Clear(values={}, references=(), subjects=(), folder=tmp_path, books_url=None)
+    whom = ErasureRequest(values={}, references=(), subjects=(), folder=tmp_path, books_url=None)
 
     assert PROVIDER.forget is not None
     with pytest.raises(OutsideError, match="add its URL"):

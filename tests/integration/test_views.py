@@ -75,7 +75,7 @@ def leaves(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
 
 COMMANDS: Final = dict(leaves(command_line()))
 
-WITH_SERVICES: Final = {"up", "restart", "demo", "publish", "exporter", "console"}
+WITH_SERVICES: Final = {"up", "address", "restart", "demo", "publish", "exporter", "console"}
 """They need services, and the end-to-end tests run them."""
 
 
@@ -466,6 +466,62 @@ UNREADABLE: Final = itertools.cycle(
 )
 
 
+_WHY: Final = ("--reason", "why")
+NOT_THERE: Final[dict[str, list[str]]] = {
+    "trace": ["nobody"],
+    "future": ["nobody"],
+    "show": ["nobody"],
+    "due": ["nobody", "--bring-forward", *_WHY],
+    "forget": ["nobody", "--yes", *_WHY],
+    "address": ["nobody"],
+    "restart": ["nobody"],
+    "keys revoke": ["nobody"],
+    "dlq show": ["nobody"],
+    "dlq edit": ["nobody", "--set", "data.total_cents=500"],
+    "dlq replay": ["nobody"],
+    "dlq discard": ["nobody", *_WHY],
+    "dlq restore": ["nobody", *_WHY],
+}
+"""How each command is called about something that was never seen."""
+NAMING_NOTHING_KEPT: Final = {
+    **dict.fromkeys(("new", "keys create"), "what it names is made"),
+    **dict.fromkeys(("migration", "history rebuild"), "of a fixed list: another name is wrong"),
+}
+"""Other commands that take a name, and why it cannot be one that is merely not there."""
+
+
+def test_it_is_known_which_commands_may_be_asked_about_what_is_not_there() -> None:
+    takes_names = {
+        command
+        for command, described in COMMANDS.items()
+        for parameter in described.params
+        if parameter.param_type_name == "argument"
+        and "Path" not in str(parameter.type_descriptor.annotation)
+    }
+    assert takes_names == NOT_THERE.keys() | NAMING_NOTHING_KEPT.keys()
+
+
+@pytest.mark.parametrize("command", NOT_THERE)
+def test_what_was_never_seen_is_a_failure_and_no_wrong_usage(command: str, scene: Scene) -> None:
+    made_key(scene.folder)
+
+    done = run(command, *NOT_THERE[command], folder=scene.folder)
+
+    assert done.status == 1, done.err
+    assert done.out == ""
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_option_that_there_is_not_is_wrong_usage(command: str, tmp_path: Path) -> None:
+    done = run(command, "--nonsense", folder=tmp_path)
+
+    assert (done.status, done.out) == (2, "")
+    assert "--nonsense" in done.err
+
+
 def test_a_system_whose_description_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None:
     scene = Scene(tmp_path, "amqp://127.0.0.1:1/", [str(uuid4())])
     need_none = {"up", "restart", "demo", "check", "topology apply", "topology diff"}
@@ -476,7 +532,10 @@ def test_a_system_whose_description_cannot_be_read_is_named_in_one_line(tmp_path
             (tmp_path / FILE_NAME).write_bytes(next(UNREADABLE))
             # What `forget --status` shows stands in a file of its own.
             which = 2 if command == "forget" else 0
-            arguments = [] if command in WITH_SERVICES else scene.arguments(command)[which]
+            if command in WITH_SERVICES:
+                arguments = ["order"] if command == "address" else []
+            else:
+                arguments = scene.arguments(command)[which]
             done = run(command, *arguments, folder=tmp_path)
             assert done.status in (1, 2), command
             (line,) = done.err.splitlines()

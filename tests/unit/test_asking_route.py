@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from saga.auth.access import serve_routes
-from saga.auth.caller import ANYBODY, Caller, How
+from saga.auth.caller import ANYBODY, AuthMethod, Caller
 from saga.auth.scopes import ASKING, Asking, AskingRoute, need_of, needs
 from saga.runtime.problem import Problem
 from saga.runtime.settings import SettingsError
@@ -23,11 +23,11 @@ class Room(BaseModel):
 
 
 def read_only(name: str = "ria") -> Caller:
-    return Caller(name, How.TOKEN, frozenset({"*:read"}))
+    return Caller(name, AuthMethod.TOKEN, frozenset({"*:read"}))
 
 
 def writer() -> Caller:
-    return Caller("willem", How.TOKEN, frozenset({"*:write"}))
+    return Caller("willem", AuthMethod.TOKEN, frozenset({"*:write"}))
 
 
 def nested(caller: Annotated[Caller, needs("rooms:read")]) -> str:

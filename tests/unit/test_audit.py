@@ -22,13 +22,13 @@ import pytest
 
 from saga.auth import audit, keys
 from saga.auth.audit import AuditError, AuditTrail, entries
-from saga.auth.caller import Caller, How, NotAllowed, covers
+from saga.auth.caller import AuthMethod, Caller, NotAllowed, covers
 from saga.auth.keys import ApiKeys, KeysError, new_key, read_keys, write_keys
 from saga.errors import InputError
 from saga.runtime.kernel.tables import utc_now
 
 MOMENT: Final = datetime(2030, 1, 31, 12, tzinfo=UTC)
-OLGA = Caller("olga", How.TOKEN, frozenset({"*:read"}))
+OLGA = Caller("olga", AuthMethod.TOKEN, frozenset({"*:read"}))
 
 
 @pytest.fixture(autouse=True)
@@ -326,7 +326,7 @@ def test_texts_that_no_json_can_hold_are_recorded_as_their_escapes(tmp_path: Pat
     trail = kept(tmp_path, "one", 1_000_000)
     bad = "a\ud800"
     trail.decided(
-        Caller(bad, How.TOKEN, frozenset(), name=bad),
+        Caller(bad, AuthMethod.TOKEN, frozenset(), name=bad),
         action=bad,
         scope="",
         subject=bad,
@@ -405,7 +405,7 @@ def test_of_a_key_only_its_hash_is_kept_in_a_file_for_its_owner_alone(tmp_path: 
     assert text.rpartition("_")[2] not in file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
     assert ApiKeys(file).caller(text) == Caller(
-        f"key:{key.id}", How.KEY, frozenset({"rooms:read"}), "ada", "reception"
+        f"key:{key.id}", AuthMethod.KEY, frozenset({"rooms:read"}), "ada", "reception"
     )
 
 

@@ -74,6 +74,25 @@ def test_docstrings_comments_and_messages_of_code_are_read_and_names_are_not() -
     ]
 
 
+def test_a_number_before_a_plural_is_found_unless_it_agrees_or_is_a_limit() -> None:
+    code = (
+        'a = f"{count} dead letters"\n'
+        "b = f\"{counted(count, 'dead letter')}, {LETTERS_MAX} letters, {rate} letters a second\"\n"
+        'c = f"{one.rate} letters/s, {where} has letters"\n'
+    )
+    read = [one for text in english.python_texts("saga/x.py", code) for one in WORDS.findings(text)]
+    assert [(one.line, one.found) for one in read] == [(1, "{count} dead letters")]
+
+
+def test_a_number_before_a_plural_is_found_in_a_template() -> None:
+    template = (
+        "<p>{{ count }} letters</p>\n<p>{{ count|counted('letter') }}</p>\n"
+        "<th>{{ name }}</th> <th>letters</th>"
+    )
+    (text,) = english.template_texts("saga/console/templates/x.html", template)
+    assert [(one.line, one.found) for one in WORDS.findings(text)] == [(1, "}} letters")]
+
+
 def test_strings_of_tests_are_data() -> None:
     code = '"""Nobody knows."""\nname = "nobody at all"\n'
     for path, count in (("tests/x.py", 1), ("examples/y/tests/x.py", 1), ("saga/x.py", 2)):

@@ -177,6 +177,6 @@ def test_the_status_names_requests_that_wait(tmp_path: Path) -> None:
 
     (problem,) = SystemStatus(forgetting=problems_in(tmp_path)).problems
 
-    assert problem.startswith("1 requests to forget a person wait, the oldest since 2030-01-31")
+    assert problem.startswith("1 request waits to forget a person, the oldest since 2030-01-31")
     (tmp_path / FILE_NAME).write_text("{")
     assert "cannot read" in problems_in(tmp_path)[0]

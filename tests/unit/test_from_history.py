@@ -589,7 +589,9 @@ def test_that_equal_sagas_were_not_all_explored_is_said(tmp_path: Path) -> None:
     some = compare(SAGA, under_way(tmp_path, 3), scenarios=False).onward
 
     assert some is not None
-    assert [line for line in some.remarks if line.startswith("2 subjects were explored by one")]
+    assert [
+        line for line in some.remarks if line.startswith("for 2 subjects, another one was explored")
+    ]
 
 
 def test_what_is_taken_for_granted_is_said(tmp_path: Path) -> None:

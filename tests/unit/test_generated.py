@@ -113,7 +113,7 @@ def test_a_file_that_nothing_asks_for_any_more_is_removed(project: Path) -> None
 
 
 def declare(file: Path, partitions: str) -> None:
-    """Have the project of this file say into how many its queues are divided."""
+    """Write into a project's file into how many partitions its queues are divided."""
     said = rf"\1\npartitions = {partitions}"
     file.write_text(re.sub(r"^(saga = .*)$", said, file.read_text(), flags=re.M))
 

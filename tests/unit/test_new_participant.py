@@ -92,7 +92,8 @@ class Project:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
 
-    def saga(self, *arguments: str) -> str:
+    def saga(self, *arguments: str, status: int = 0) -> str:
+        """What the command prints."""
         done = subprocess.run(
             [sys.executable, "-m", "saga.cli", *arguments],
             cwd=self.folder,
@@ -105,8 +106,8 @@ class Project:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr if status else done.stdout
 
     def json(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text())
@@ -163,6 +164,44 @@ def test_its_user_may_publish_its_own_event_and_no_other(project: Project) -> No
     )
     assert events == r"^(recommendation\.made\.high|recommendation\.made\.normal)$"
     project.saga("check")
+
+
+STORE = """\
+from saga.runtime.kernel.tables import Tables
+
+from recommendation_service.domain import Recommendation
+
+TABLES = Tables.of(__file__, recommendations=Recommendation)
+"""
+
+
+def test_a_column_that_no_migration_adds_is_named_with_the_command_that_writes_one(
+    tmp_path: Path,
+) -> None:
+    project = Project(tmp_path)
+    package = tmp_path / "recommendation_service"
+    (package / "store.py").write_text(STORE)
+    (package / "migrations").mkdir()
+    definitions = tmp_path / "definitions.json"
+    project.saga("topology", "export", str(definitions))
+    check = ("check", "--definitions", str(definitions))
+    assert "no script; run `saga generate`" in project.saga(*check, status=1)
+    project.saga("generate")
+    project.saga(*check)
+    project.saga("generate", "--check")
+
+    domain = package / "domain.py"
+    domain.write_text(DOMAIN.replace('sku: str = ""', 'sku: str = ""\n    note: str = ""'))
+
+    for command in (check, ("generate", "--check")):
+        said = project.saga(*command, status=1)
+        assert (
+            "recommendation_service.store: its table recommendations has no column note, and no "
+            "script in its migrations adds it; write one with `saga migration recommendation "
+            "'what changes'`"
+        ) in said
+    project.saga("migration", "recommendation", "Recommendations have notes")
+    project.saga(*check)
 
 
 def test_the_asyncapi_document_and_a_schema_have_its_event_and_its_policy(project: Project) -> None:

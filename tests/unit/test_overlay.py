@@ -6,7 +6,7 @@ import re
 from xml.etree import ElementTree
 
 from saga.graph.flow import Flow, label
-from saga.graph.overlay import Inscription, Overlay
+from saga.graph.overlay import LinePart, Overlay
 from saga.graph.svg import svg
 from tests.circle import GRAPH
 
@@ -25,9 +25,9 @@ def places(picture: str) -> list[str]:
 
 def test_figures_are_links_with_names_and_no_part_of_an_image() -> None:
     node = FLOW.in_order[0]
-    piece = Inscription("3/s", "/messages?type=a&at=1", "three a second", "bad")
+    piece = LinePart("3/s", "/messages?type=a&at=1", "three a second", "bad")
 
-    picture = drawn(Overlay(nodes={node: [piece, Inscription("idle")]}))
+    picture = drawn(Overlay(nodes={node: [piece, LinePart("idle")]}))
 
     assert picture.get("role") == "group"
     (link,) = picture.iter(f"{SVG}a")
@@ -41,7 +41,7 @@ def test_a_lane_that_is_down_and_a_node_that_is_wrong_stand_out() -> None:
 
     picture = drawn(
         Overlay(
-            lanes={participant: [[Inscription("down: no answer", kind="bad")]]},
+            lanes={participant: [[LinePart("down: no answer", kind="bad")]]},
             down={participant},
             marked={node: "its binding is missing"},
         )
@@ -55,7 +55,7 @@ def test_a_lane_that_is_down_and_a_node_that_is_wrong_stand_out() -> None:
 def test_an_edge_that_something_went_along_says_so_on_hover() -> None:
     edge = FLOW.edges[0]
 
-    line = [Inscription("2/s", "/messages", about="two a second"), Inscription("7 waiting")]
+    line = [LinePart("2/s", "/messages", about="two a second"), LinePart("7 waiting")]
     picture = drawn(Overlay(edges={edge: line}))
 
     (flowing,) = [p for p in picture.iter(f"{SVG}path") if "flows" in (p.get("class") or "")]
@@ -66,8 +66,8 @@ def test_an_edge_that_something_went_along_says_so_on_hover() -> None:
 
 
 def test_what_is_written_at_edges_lies_on_no_node_and_stays_where_it_is() -> None:
-    few = {edge: [Inscription("0/s")] for edge in FLOW.edges}
-    many = {edge: [Inscription("99/s"), Inscription("99 waiting")] for edge in FLOW.edges[::2]}
+    few = {edge: [LinePart("0/s")] for edge in FLOW.edges}
+    many = {edge: [LinePart("99/s"), LinePart("99 waiting")] for edge in FLOW.edges[::2]}
 
     first, second = (at_edges(svg(FLOW, Overlay(edges=edges))) for edges in (few, many))
 
@@ -94,15 +94,15 @@ def at_edges(picture: str) -> list[tuple[float, float]]:
 
 
 def test_nodes_stay_in_their_places_while_figures_change() -> None:
-    few = svg(FLOW, Overlay(nodes={node: [Inscription("0/s")] for node in FLOW.nodes}))
-    many = svg(FLOW, Overlay(nodes={node: [Inscription("12.3/s · 450 ms")] for node in FLOW.nodes}))
+    few = svg(FLOW, Overlay(nodes={node: [LinePart("0/s")] for node in FLOW.nodes}))
+    many = svg(FLOW, Overlay(nodes={node: [LinePart("12.3/s · 450 ms")] for node in FLOW.nodes}))
 
     assert places(few) == places(many)
     assert places(few)
 
 
 def test_what_others_wrote_is_text() -> None:
-    about = {node: [Inscription(HOSTILE, HOSTILE, HOSTILE)] for node in FLOW.nodes}
+    about = {node: [LinePart(HOSTILE, HOSTILE, HOSTILE)] for node in FLOW.nodes}
 
     picture = svg(FLOW, Overlay(nodes=about, marked=dict.fromkeys(FLOW.nodes, HOSTILE)))
 

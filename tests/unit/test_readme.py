@@ -167,6 +167,19 @@ def test_every_saga_command_that_is_named_exists_with_its_options(document: Path
                 assert word in options, command
 
 
+def test_the_names_that_a_new_project_has_of_its_domain_are_all_listed() -> None:
+    modules = (ROOT / "saga" / "template" / "project_name").rglob("*.py")
+    texts = "\n".join(module.read_text() for module in modules)
+    names = set(re.findall(r"^class (\w+)", texts, re.MULTILINE)) - {"_About"}
+    names |= set(re.findall(r"Participant\(\s*\"(\w+)\"", texts))
+    names |= {f"{prefix}.*" for prefix in re.findall(r'\btype: .* = "(\w+)\.', texts)}
+    section = (ROOT / "docs" / YOUR_OWN).read_text().partition("Replace the domain with yours\n")[2]
+    listed = set(re.findall(r"`([\w.*]+)`", section))
+
+    assert {"StayConfirmed", "booking", "room.*"} <= names
+    assert names <= listed
+
+
 @of_all_documents
 def test_every_file_that_is_named_exists(document: Path) -> None:
     for target, heading in links(document):

@@ -717,16 +717,16 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str, str]] = {
         DECLINED,
         "the provider took 0 cents and gave back 1",
     ),
-    less_than_nothing: ("stock_negative", "tea", "-1 units are free and 11 are held"),
+    less_than_nothing: ("stock_negative", "tea", "units: -1 free and 11 held"),
     units_vanished: (
         "stock_not_conserved",
         "tea",
-        "10 units were put on the shelf, but 7 are free and 2 held: 9",
+        "of 10 units put on the shelf, 7 are free and 2 held: 9",
     ),
     units_from_nowhere: (
         "stock_not_conserved",
         "coffee",
-        "0 units were put on the shelf, but 1 are free and 0 held: 1",
+        "of 0 units put on the shelf, 1 are free and 0 held: 1",
     ),
     delivered_less: (
         "delivery_differs",
@@ -757,12 +757,12 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str, str]] = {
     held_for_nobody: (
         "held_mismatch",
         "tea",
-        "the shelf says 3 units are held, the reservations hold 2",
+        "by the shelf, 3 units are held; the reservations hold 2",
     ),
     held_of_nothing: (
         "held_mismatch",
         "coffee",
-        "the shelf says 0 units are held, the reservations hold 1",
+        "by the shelf, 0 units are held; the reservations hold 1",
     ),
     confirmed_without_payment: ("confirmed_unpaid", CONFIRMED, "the payment is none"),
     confirmed_and_refunded: ("confirmed_unpaid", CONFIRMED, "the payment is refunded"),
@@ -1134,10 +1134,10 @@ ALONE: Mapping[str, tuple[Callable[[Clean], None], str]] = {
         gave_back_what_it_declined,
         "the provider took 0 cents and gave back 1",
     ),
-    "stock_negative": (sold_more_than_there_is, "-1 units are free and 2 are held"),
+    "stock_negative": (sold_more_than_there_is, "units: -1 free and 2 held"),
     "stock_not_conserved": (
         units_vanished,
-        "10 units were put on the shelf, but 7 are free and 2 held: 9",
+        "of 10 units put on the shelf, 7 are free and 2 held: 9",
     ),
     "delivery_differs": (delivered_less, "it brought 10 units, and counts as 9"),
     "price_differs": (
@@ -1149,7 +1149,7 @@ ALONE: Mapping[str, tuple[Callable[[Clean], None], str]] = {
         sold_at_another_price,
         "tea is held for it at 250 cents EUR, for which it never was for sale",
     ),
-    "held_mismatch": (held_for_nobody, "the shelf says 3 units are held, the reservations hold 2"),
+    "held_mismatch": (held_for_nobody, "by the shelf, 3 units are held; the reservations hold 2"),
     "held_differs": (ordered_otherwise, "{'tea': 2} is held, {'tea': 1} was ordered"),
     "confirmed_unpaid": (confirmed_and_given_back, "the payment is refunded"),
     "confirmed_not_held": (confirmed_and_put_back, "no stock is held for it"),

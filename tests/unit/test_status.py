@@ -69,7 +69,7 @@ def test_what_is_due_is_listed_by_its_table() -> None:
     found = SystemStatus(dues={("order", "orders"): Dues(pending=3, overdue=1)})
 
     document = found.to_json()
-    assert found.problems == ["1 orders are overdue"]
+    assert found.problems == ["orders: 1 overdue"]
     assert document["orders"] == {"pending": 3, "overdue": 1}
     assert document["dues"] == {"order": {"orders": {"pending": 3, "overdue": 1}}}
 
@@ -79,7 +79,7 @@ def test_tables_of_one_name_are_told_apart_by_their_participants() -> None:
     found = SystemStatus(dues={("crew", "jobs"): late, ("van", "jobs"): fine})
 
     document = found.to_json()
-    assert found.problems == ["1 crew.jobs are overdue"]
+    assert found.problems == ["crew.jobs: 1 overdue"]
     assert document["dues"]["crew"]["jobs"]["overdue"] == 1
     assert document["dues"]["van"]["jobs"] == document["van.jobs"] == {"pending": 2, "overdue": 0}
 

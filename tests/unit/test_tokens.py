@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from saga.auth import tokens
-from saga.auth.caller import Caller, How, IssuerAway, NotAllowed
+from saga.auth.caller import AuthMethod, Caller, IssuerAway, NotAllowed
 from saga.auth.settings import AuthSettings
 from saga.auth.tokens import Tokens
 from saga.runtime.settings import SettingsError, load
@@ -59,7 +59,7 @@ async def test_a_token_that_the_issuer_signed_is_believed(key: SigningKey) -> No
 
     caller = await world.whose(world.issuer.token(preferred_username="Olga"))
 
-    assert (caller.subject, caller.how, caller.name) == ("olga", How.TOKEN, "Olga")
+    assert (caller.subject, caller.how, caller.name) == ("olga", AuthMethod.TOKEN, "Olga")
     assert caller.may("stock:write")
     assert caller.owner is None
 
@@ -297,7 +297,7 @@ async def test_who_has_no_role_acts_for_one_owner_with_the_scopes_in_the_token()
 
 
 def test_what_belongs_to_nobody_is_the_business_of_those_who_act_for_all() -> None:
-    own = Caller("ada", How.TOKEN, frozenset({"*"}), "ada")
+    own = Caller("ada", AuthMethod.TOKEN, frozenset({"*"}), "ada")
 
     assert not own.acts_for(None)
     assert not replace(own, sealed_owner="~1.x").acts_for(None)

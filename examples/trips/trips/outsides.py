@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
-from saga import Clear, Intent, Outside, Phase, State
+from saga import ErasureRequest, Intent, Outside, Phase, State
 
 from trips.car import rental
 from trips.car.domain import PARTICIPANT as CAR
@@ -69,7 +69,7 @@ class ProviderMemory:
         return None
 
 
-def names_nobody(_: Clear) -> int:
+def names_nobody(_: ErasureRequest) -> int:
     """No provider here is told who travels, so there is no traveller to take out of its books."""
     return 0
 

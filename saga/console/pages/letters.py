@@ -34,6 +34,7 @@ from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.topology import queues_of
 from saga.runtime.problem import Problem
 from saga.text import harmless
+from saga.wording import counted
 
 EXAMINED_MAX: Final = 1_000
 """Letters that a dry run examines for one page."""
@@ -246,7 +247,7 @@ def routes(site: Site) -> APIRouter:
         return site.page(
             request,
             "replaying.html",
-            title=f"Replay {_letters(len(found))}",
+            title=f"Replay {counted(len(found), 'letter')}",
             status=status,
             command=f"saga dlq replay --dry-run{' --force' if wanted.force else ''}"
             f"{wanted.options}",
@@ -304,7 +305,7 @@ def routes(site: Site) -> APIRouter:
         return site.page(
             request,
             "turning.html",
-            title=f"{turning.verb.capitalize()} {_letters(len(found))}",
+            title=f"{turning.verb.capitalize()} {counted(len(found), 'letter')}",
             status=status,
             command=f'saga dlq {turning.verb}{wanted.options} --reason "..."',
             wanted=wanted,
@@ -528,7 +529,3 @@ def _in_json(text: str) -> str:
     return "".join(
         char if char == "\n" or harmless(char) == char else json.dumps(char)[1:-1] for char in text
     )
-
-
-def _letters(count: int) -> str:
-    return "1 letter" if count == 1 else f"{count:,} letters"

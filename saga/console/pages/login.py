@@ -11,10 +11,10 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from saga.auth.caller import Caller, How, NotAllowed
+from saga.auth.caller import AuthMethod, Caller, NotAllowed
 from saga.console.access import (
-    EVERYONE,
     LOGGED_IN,
+    OPEN_ROUTE,
     ConsoleAccess,
     address_of,
     browser_id_of,
@@ -94,7 +94,7 @@ def routes(site: Site) -> APIRouter:
         access.open_session(request, answer, access.sessions.begin(caller))
         return answer
 
-    @router.get("/login", dependencies=[EVERYONE])
+    @router.get("/login", dependencies=[OPEN_ROUTE])
     async def ask(request: Request, wanted: Annotated[LoginWanted, Query()]) -> Response:
         page = local(wanted.page)
         if session_of(request) is not None:
@@ -103,7 +103,7 @@ def routes(site: Site) -> APIRouter:
 
     # --- at the provider ---------------------------------------------------------------------
 
-    @router.get("/login/provider", dependencies=[EVERYONE])
+    @router.get("/login/provider", dependencies=[OPEN_ROUTE])
     async def begin(request: Request, wanted: Annotated[LoginWanted, Query()]) -> Response:
         page = local(wanted.page)
         if access.provider is None:
@@ -122,7 +122,7 @@ def routes(site: Site) -> APIRouter:
         access.with_browser_id(request, answer, browser)
         return answer
 
-    @router.get("/login/done", dependencies=[EVERYONE])
+    @router.get("/login/done", dependencies=[OPEN_ROUTE])
     async def finish(request: Request) -> Response:
         if access.provider is None:
             raise Problem(404, "there is no login at a provider here: AUTH_CLIENT_ID is not set")
@@ -137,7 +137,7 @@ def routes(site: Site) -> APIRouter:
 
     # --- by a key ----------------------------------------------------------------------------
 
-    @router.post("/login/key", dependencies=[EVERYONE])
+    @router.post("/login/key", dependencies=[OPEN_ROUTE])
     async def by_key(request: Request, given: Annotated[KeyGiven, Form()]) -> Response:
         page = local(given.page)
         if access.keys is None or is_readable_by_others(request):
@@ -162,7 +162,11 @@ def routes(site: Site) -> APIRouter:
     async def log_out(request: Request) -> Response:
         session = session_of(request)
         elsewhere = None
-        if session is not None and session.caller.how is How.LOGIN and access.provider is not None:
+        if (
+            session is not None
+            and session.caller.how is AuthMethod.LOGIN
+            and access.provider is not None
+        ):
             elsewhere = await access.provider.logout_address(f"{_own(request)}/logout")
         request.scope["state"].clear()  # The page is not needed any more.
         answer = site.page(request, "logout.html", title="You are logged out", elsewhere=elsewhere)
@@ -172,7 +176,7 @@ def routes(site: Site) -> APIRouter:
         access.close_session(request, answer)
         return answer
 
-    @router.get("/logout", dependencies=[EVERYONE])
+    @router.get("/logout", dependencies=[OPEN_ROUTE])
     async def logged_out(request: Request) -> Response:
         return site.page(request, "logout.html", title="You are logged out", elsewhere=None)
 

@@ -25,6 +25,7 @@ from saga.dlq.replays import Replay
 from saga.dlq.states import OPEN, ItemState
 from saga.errors import InputError
 from saga.runtime.problem import Problem
+from saga.wording import counted
 
 
 class ReplaysListed(BaseModel):
@@ -159,7 +160,8 @@ def routes(site: Site) -> APIRouter:
         if left != form.open:
             raise Problem(
                 409,
-                f"replay {number} goes on with {left} letters by now, not with {form.open}: look "
+                f"replay {number} goes on with {counted(left, 'letter')} by now, not with "
+                f"{form.open}: look "
                 f"at it again",
             )
         try:

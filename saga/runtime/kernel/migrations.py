@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -39,6 +39,23 @@ def prepare(connection: Connection, schema: Schema) -> None:
     Raises `MigrationError`, also where no script makes what the code reads and writes.
     """
     _run_scripts(connection, schema)
+    for what in _lacking(connection, schema):
+        raise MigrationError(
+            f"{what}, and no script in its migrations adds it; write one with `saga migration`"
+        )
+
+
+def not_added(schema: Schema) -> list[str]:
+    """What `prepare` would refuse a new database for, a table with its columns at a time: what no
+    script adds of what the code reads and writes. Raises `MigrationError` where the scripts cannot
+    be run."""
+    engine = sa.create_engine("sqlite://")
+    with engine.begin() as connection:
+        _run_scripts(connection, schema)
+        return [*_lacking(connection, schema)]
+
+
+def _lacking(connection: Connection, schema: Schema) -> Iterator[str]:
     there = sa.inspect(connection)
     for each in (schema, *schema.parts):
         for table in each.metadata.tables.values():
@@ -46,16 +63,10 @@ def prepare(connection: Connection, schema: Schema) -> None:
                 continue
             found = there.has_table(table.name) and there.get_columns(table.name)
             if not found:
-                raise _not_made(f"there is no table {table.name}")
-            if lacking := set(table.columns.keys()) - {column["name"] for column in found}:
+                yield f"there is no table {table.name}"
+            elif lacking := set(table.columns.keys()) - {column["name"] for column in found}:
                 columns = ", ".join(sorted(lacking))
-                raise _not_made(f"its table {table.name} has no column {columns}")
-
-
-def _not_made(what: str) -> MigrationError:
-    return MigrationError(
-        f"{what}, and no script in its migrations adds it; write one with `saga migration`"
-    )
+                yield f"its table {table.name} has no column {columns}"
 
 
 def _run_scripts(connection: Connection, schema: Schema) -> None:

@@ -33,6 +33,7 @@ from saga.runtime.messaging.dead_letters import (
 from saga.runtime.messaging.frames import Delivery, Posting
 from saga.runtime.messaging.topology import HISTORY_STREAM
 from saga.runtime.messaging.wire import Channel, ChannelLost, Connection
+from saga.wording import counted
 
 FIRST: Final = "first"
 """Where the oldest event is that retention has left."""
@@ -205,7 +206,8 @@ async def last_offset(connection: Connection, *, written_to: bool = False) -> in
             records = await reader.take(PREFETCH, STALL_SECONDS)
             if not records and (count := await _count(connection)):
                 raise StreamError(
-                    f"the broker has {count} messages in {HISTORY_STREAM} and sends none; look at "
+                    f"the broker has {counted(count, 'message')} in {HISTORY_STREAM} and sends "
+                    f"none; look at "
                     f"the broker's log, then try again"
                 )
         last: int | None = None
