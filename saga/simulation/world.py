@@ -79,7 +79,10 @@ class World:
         scene: Scene,
         parts: PartsUnderTest,
         stuck_seconds: float = STUCK_SECONDS,
+        *,
+        with_doors: bool = True,
     ) -> None:
+        """`with_doors`, some seeds have doors, and messages then hold sealed texts."""
         self.seed = seed
         self._stuck_seconds = stuck_seconds
         self.scene = scene
@@ -90,7 +93,7 @@ class World:
         self.loop = SimulatedLoop(chance)
         self.trace = SimulationTrace(self.loop)
         at_doors = _stream(seed, "doors")
-        has_doors = scene.is_personal and at_doors.random() < DOORS_SHARE
+        has_doors = with_doors and scene.is_personal and at_doors.random() < DOORS_SHARE
         self.weather = FaultSchedule(_stream(seed, "weather"), at_doors if has_doors else None)
         self.process = SimulatedProcess("world")
         self.broker = UnrulyBroker(self.loop, self.weather, self.trace)
