@@ -52,6 +52,11 @@ class Summary:
         return round(len(self.runs) / self.seconds * 60)
 
     @property
+    def with_doors(self) -> int:
+        """How many of them seal personal data."""
+        return sum(run.has_doors for run in self.runs)
+
+    @property
     def broken(self) -> list[Run]:
         return [run for run in self.runs if run.violations]
 
@@ -106,6 +111,7 @@ def summary_as_json(summary: Summary) -> dict[str, Any]:
         "not_covered": list(summary.missing),
         "first_seed": summary.runs[0].seed,
         "seeds": len(summary.runs),
+        "with_doors": summary.with_doors,
         "digest": summary.digest,
         "steps": summary.steps,
         "simulated_seconds": summary.simulated_seconds,
@@ -144,6 +150,8 @@ def show(summary: Summary) -> None:
         f"{summary.simulated_seconds:,} simulated s in {summary.seconds:.1f} s: "
         f"{summary.seeds_per_minute:,} seeds a minute; all traces together: {summary.digest}"
     )
+    if summary.with_doors:
+        console.print(f"{summary.with_doors:,} of them seal personal data, and open it outside")
     for line in summary.missing:
         console.print(f"not covered: {line}")
     if broken:

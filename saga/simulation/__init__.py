@@ -46,6 +46,8 @@ class Run:
     """The types of events that were published, and the names of questions that were asked."""
     took: frozenset[Branch] = frozenset()
     """What reactions decided on, whatever became of it."""
+    has_doors: bool = False
+    """Whether personal data was sealed and opened in it, and persons forgotten."""
     faults: frozenset[str] = frozenset()
     """The kinds of fault that there were, as `saga.simulation.weather.Rates` names them."""
 
@@ -132,6 +134,7 @@ class Simulation:
             steps=world.loop.steps,
             happened=happened,
             took=frozenset(self._scene.sample.took),
+            has_doors=world.doors is not None,
             faults=frozenset(world.weather.struck),
         )
 

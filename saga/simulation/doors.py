@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from saga.choreography import Choreography
 from saga.envelope import Attributes, Undecodable
 from saga.load.plan import Given, Plan
-from saga.message import Command, Event, Intent
+from saga.message import Command, Intent
 from saga.personal.forgetting import MARGIN_SECONDS
 from saga.personal.keystore import KeyStore
 from saga.personal.marks import personal_fields, personal_values, with_personal
@@ -49,6 +49,8 @@ CLEAR_SHARE: Final = 0.5
 """Commands over the broker that a publisher sends in clear."""
 KNOWN_SECONDS: Final = (0.5, 5.0)
 """How long a process may know a key; in production longer, which takes more steps to wait for."""
+SETTLED_SECONDS: Final = 90.0
+"""How long after the storm something may still fail for what an outside said in it."""
 TAG_CHARACTERS: Final = 6
 _SEALED: Final = re.compile(rb"~1\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{23,706}")
 _ALPHABET: Final = "bcdfghjkmnpqrstvwxz"
@@ -80,10 +82,11 @@ class Doors:
         kinds: tuple[type[Persons], type[KeyStore]],
         on_crash: Callable[[SimulatedProcess], None],
         trouble: Trouble,
-        events: Iterable[type[Event]],
+        ended: Callable[[], Collection[str]],
     ) -> None:
         """`kinds` are the classes that processes ask, and that these ask the store by; `on_crash`
-        kills a process before it does anything more."""
+        kills a process before it does anything more; `ended` tells the subjects of which an event
+        is committed that ends them."""
         self.keys = keys
         self._loop = loop
         self._weather = weather
@@ -111,11 +114,10 @@ class Doors:
         """Sealed texts, each with a subject that a message with it was about."""
         self._began: defaultdict[str, dict[str, float]] = defaultdict(dict)
         """Keyed by person id and by subject: when a service sent the first message about it."""
-        self._over: set[str] = set()
-        """Subjects that an event has ended."""
         self._forgotten: dict[str, float] = {}
         """Keyed by person id: when their key was destroyed."""
-        self._ends = {event.type for event in events if event.role.terminal}
+        self._ended = ended
+        keys.on_destroyed = self._destroyed
 
     # --- what the plan says -----------------------------------------------------------------------
 
@@ -251,8 +253,6 @@ class Doors:
                 if (text, about.subject) not in self._seen:
                     self._seen.add((text, about.subject))
                     self._see(name, text.decode("ascii"), about.subject)
-        if message.properties.type in self._ends:
-            self._over.add(Attributes.of(message.body).subject)
         if message.exchange == DEAD_EXCHANGE:
             self._see_dead(name, message)
 
@@ -277,7 +277,8 @@ class Doors:
 
     def _see_dead(self, name: str, message: PublishedMessage) -> None:
         headers = message.properties.headers or {}
-        if not self._weather.calm or headers.get(REASON) != Reason.FAILED:
+        calm_for = self._loop.time() - self._weather.storm_seconds
+        if calm_for < SETTLED_SECONDS or headers.get(REASON) != Reason.FAILED:
             return
         subject = Attributes.of(message.body).subject
         for person_id in self._forgotten:
@@ -300,14 +301,14 @@ class Doors:
         self._texts[said].add(text)
         self._began[person_id].setdefault(subject, self._loop.time())
 
-    def forgotten(self, person_id: str) -> None:
-        """A person's key was destroyed just now."""
-        now = self._loop.time()
-        if self._forgotten.setdefault(person_id, now) != now:
-            return
+    def _destroyed(self, person_id: str) -> None:
+        """A person's key was destroyed just now. All that had begun as long before as processes
+        know a key was known to who has it destroyed."""
+        now = self._forgotten[person_id] = self._loop.time()
+        ended = self._ended()
         known_for = self.cache_seconds + MARGIN_SECONDS
         for subject, began in self._began[person_id].items():
-            if subject not in self._over and began < now - known_for:
+            if subject not in ended and began < now - known_for:
                 self._trouble(
                     "forgotten_while_open",
                     f"the key of person {person_id} was destroyed while {subject} was open",

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -53,12 +52,6 @@ AGAIN_SHARE: Final = 0.3
 TRIES_MAX: Final = 100
 """Commands about one person."""
 _REASON: Final = "they asked"
-
-
-class Unknown(Enum):
-    """What a command may end with that knows too little."""
-
-    PERSON = "person"
 
 
 @dataclass
@@ -125,14 +118,16 @@ class ForgettingOperator:
                     if not again:
                         return
                     again = False
-            elif outcome is Unknown.PERSON and calm and not person_id:
+            elif isinstance(outcome, InputError) and calm and not person_id:
                 self._world.trace.note("operator", "is told that there is no such person")
                 return
             await asyncio.sleep(RESUME_SECONDS)
 
-    async def _command(self, process: SimulatedProcess, given: str) -> Outcome | Unknown | None:
-        """`saga forget`, once; None where it ends with another error than that nobody is known by
-        what is given."""
+    async def _command(
+        self, process: SimulatedProcess, given: str
+    ) -> Outcome | InputError | KeyStoreAway:
+        """`saga forget`, once; or the error that it ends with: `InputError` where nobody is known
+        by what is given."""
         try:
             store = await in_thread(self._doors.store, process)
             system = SimulatedSystem(self._world, self.files, store)
@@ -144,10 +139,8 @@ class ForgettingOperator:
                 wait_seconds=WAIT_SECONDS,
                 report=lambda said: self._world.trace.note("operator", said),
             )
-        except InputError:
-            return Unknown.PERSON
-        except KeyStoreAway:
-            return None
+        except (InputError, KeyStoreAway) as error:
+            return error
 
 
 class SimulatedSystem:
@@ -271,9 +264,7 @@ class SimulatedSystem:
         """Nothing: a run has no backups."""
 
     async def key_left(self, request: Request, traces: tuple[bytes, ...]) -> Sequence[str]:
-        if traces and self._world.doors is not None:
-            self._world.doors.forgotten(request.person_id)
-        return ()
+        return ()  # Its bytes are in no file.
 
     async def note(self, request: Request, outcome: Outcome) -> None:
         """Nothing: no audit record is read here."""

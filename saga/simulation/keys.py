@@ -39,6 +39,7 @@ OUTAGE_SECONDS: Final = 60.0
 SLOW_SECONDS: Final = 8.0
 """What a slow answer may take."""
 
+_DESTROYED: Final = f"SELECT person_id FROM {persons_table.name} WHERE wrapped IS NULL"  # noqa: S608 - ours
 _MASTER: Final = base64.b64encode(bytes(MASTER_MIN_BYTES)).decode()
 
 T = TypeVar("T")
@@ -58,10 +59,14 @@ class SimulatedKeys:
         self._ciphers: dict[str, AESSIV] = {}
         """Keyed by person id: those that were ever committed."""
         self.away_until = 0.0
+        self._destroyed: set[str] = set()
+        self.on_destroyed: Callable[[str], None] = lambda _: None
+        """Called with the id of each person whose key is destroyed, when that is committed."""
 
     def empty(self) -> None:
         """Forget everything."""
         self.away_until = 0.0
+        self._destroyed.clear()
         self._ciphers.clear()
         for table in METADATA.sorted_tables:
             self.raw.execute(f"DELETE FROM {table.name}")  # noqa: S608 - names of our own tables
@@ -79,6 +84,10 @@ class SimulatedKeys:
             self.raw.execute("ROLLBACK")
             raise
         self.raw.execute("COMMIT")
+        for (person_id,) in self.raw.execute(_DESTROYED).fetchall():
+            if person_id not in self._destroyed:
+                self._destroyed.add(person_id)
+                self.on_destroyed(person_id)
         return result
 
     def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:

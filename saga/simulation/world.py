@@ -11,6 +11,7 @@ from functools import partial
 from uuid import UUID
 
 from saga.archive.store import Fact, Stray
+from saga.envelope import Attributes
 from saga.load.plan import Plan
 from saga.message import Priority
 from saga.retry import RUNGS_MS
@@ -79,7 +80,10 @@ class World:
         scene: Scene,
         parts: PartsUnderTest,
         stuck_seconds: float = STUCK_SECONDS,
+        *,
+        with_doors: bool = True,
     ) -> None:
+        """`with_doors`, some seeds have doors, and messages then hold sealed texts."""
         self.seed = seed
         self._stuck_seconds = stuck_seconds
         self.scene = scene
@@ -90,7 +94,7 @@ class World:
         self.loop = SimulatedLoop(chance)
         self.trace = SimulationTrace(self.loop)
         at_doors = _stream(seed, "doors")
-        has_doors = scene.is_personal and at_doors.random() < DOORS_SHARE
+        has_doors = with_doors and scene.is_personal and at_doors.random() < DOORS_SHARE
         self.weather = FaultSchedule(_stream(seed, "weather"), at_doors if has_doors else None)
         self.process = SimulatedProcess("world")
         self.broker = UnrulyBroker(self.loop, self.weather, self.trace)
@@ -253,10 +257,16 @@ class World:
             (parts.persons, parts.key_store),
             self._doom,
             self.trouble,
-            self.choreography.events,
+            self._ended,
         )
         doors.open(self.process, sealing=True)  # Callers'.
         return doors
+
+    def _ended(self) -> Collection[str]:
+        """The subjects that a committed event ends."""
+        ends = {event.type for event in self.choreography.events if event.role.terminal}
+        events = (Attributes.of(b) for store in self.stores.values() for b in store.committed())
+        return {event.subject for event in events if event.type in ends}
 
     def _before_step(self, process: SimulatedProcess) -> None:
         """A process is about to run a callback: the storm may kill or freeze it."""
@@ -433,6 +443,7 @@ class World:
         if self.doors is None or self._has_looked or not self.doors.anyone_forgotten:
             return False
         self._has_looked = True
+        self.weather.calm = True  # If the storm is not over yet, there is nothing left for it.
         for server in self.servers:
             if server.persons is not None:
                 look = self.doors.look_for_forgotten(server.name, server.persons)
