@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from saga.commands.hiding import Discretion
+    from saga.commands.discretion import Discretion
     from saga.dlq.audit import AuditEntry
     from saga.dlq.examine import Verdict
     from saga.dlq.groups import LetterGroup
