@@ -63,7 +63,7 @@ class Deployment(Discreet, BaseModel):
     database_urls: dict[str, str]
     outside_urls: dict[str, str] = {}
     """Keyed by name: where the outsides keep their books; see `saga.outside.Outside`."""
-    outside_papers: dict[str, tuple[Path, ...]] = {}
+    outside_papers: dict[str, tuple[Path, ...]] = Field(default={}, repr=False)
     """Keyed by name: the files and folders in which outsides keep more than their books, as the
     services' settings say; see `saga.outside.Outside.papers`."""
     inbox_days: float = INBOX_DAYS

@@ -48,6 +48,7 @@ class Books:
             database_urls=self.sources.database_urls,
             outside_urls={"provider": self.url("provider")},
             dead_letters_url=self.url("dead_letters"),
+            callers_known=False,
         )
 
     async def write(self) -> None:

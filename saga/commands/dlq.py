@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
+from saga.commands.discretion import Discretion
 from saga.commands.dlq_selection import Filters, answering, selecting
 from saga.commands.dlq_views import (
     GroupBy,
@@ -24,7 +25,7 @@ from saga.commands.dlq_views import (
     print_verdicts,
 )
 from saga.commands.editing import contents_of, in_editor, write_text
-from saga.commands.hiding import Discretion, hide
+from saga.commands.hiding import hide
 from saga.commands.output import (
     DATA_DIR,
     PROBLEM_FOUND,

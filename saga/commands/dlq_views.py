@@ -14,7 +14,7 @@ from saga.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from saga.commands.hiding import Discretion
+    from saga.commands.discretion import Discretion
     from saga.dlq.audit import AuditEntry
     from saga.dlq.examine import Verdict
     from saga.dlq.groups import LetterGroup

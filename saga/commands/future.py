@@ -90,7 +90,7 @@ def future(
       "hotel take trip.asked_for"`
     * `saga future 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --if "trip do trip.give_up" --json`
     """
-    from saga.commands.hiding import Discretion
+    from saga.commands.discretion import Discretion
     from saga.commands.trace import bodies_of
     from saga.deployment import Deployment
     from saga.discovery import choreography, saga

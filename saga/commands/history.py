@@ -142,7 +142,7 @@ def verify(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     * `saga history verify --json | jq '.differences[]'`
     """
     from saga.commands.console import progress_bars
-    from saga.commands.hiding import Discretion
+    from saga.commands.discretion import Discretion
     from saga.discovery import choreography, saga
     from saga.history.sources import Sources
     from saga.history.verify import verify as compare

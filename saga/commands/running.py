@@ -373,7 +373,7 @@ def reconcile(
 def _discreet(deployment: Deployment, report: Report) -> Report:
     """The report, once what is printed hides whom it names. Where the history does not tell who
     that is, what its findings quote is left out."""
-    from saga.commands.hiding import Discretion
+    from saga.commands.discretion import Discretion
     from saga.console.masking import masked_error
     from saga.discovery import choreography
     from saga.errors import Explained

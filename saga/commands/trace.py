@@ -87,7 +87,8 @@ def trace(
     * `saga trace 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --format mermaid`
     """
     from saga.commands.console import write
-    from saga.commands.hiding import Discretion, hidden
+    from saga.commands.discretion import Discretion
+    from saga.commands.hiding import hidden
     from saga.deployment import Deployment
     from saga.discovery import choreography
     from saga.history.drawing import as_mermaid, as_svg
@@ -176,7 +177,7 @@ def show(
     * `saga show 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --at 2030-01-31T12:00:00Z`
     * `saga show 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --before 241bc73d-4713-5adf-bccc-69d99eb64adb`
     """
-    from saga.commands.hiding import Discretion
+    from saga.commands.discretion import Discretion
     from saga.deployment import Deployment
     from saga.discovery import choreography
     from saga.history.trace import as_json as state_as_json

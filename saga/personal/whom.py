@@ -180,8 +180,8 @@ class PersonLookup:
         nowhere = [one.name for one in graph.in_python if one.name not in urls]
         return (
             *(
-                f"the outbox of {name} was not looked at: it is in another language, and keeps its "
-                f"own; have those who run it say that nothing about the person waits there"
+                f"the outbox of {name} was not looked at, nor anything else that it keeps: it is "
+                f"in another language; have those who run it say that nothing of theirs is there"
                 for name in foreign
             ),
             *(

@@ -410,6 +410,12 @@ async def test_what_no_route_takes_is_recorded_of_known_callers_too(callers: Cal
 
 async def test_why_a_service_is_not_ready_is_told_to_who_may_know(callers: Callers) -> None:
     async with closed("order_service", callers) as served:
+
+        async def lacks_the_same_from_now_on() -> bool:
+            answer = await asked(served, "GET", "/readyz", None)
+            return "database" not in answer.json["missing"]  # It has been read from by then.
+
+        await until(lacks_the_same_from_now_on)
         nobody, forged, reader, customer = [
             await asked(served, "GET", "/readyz", credentials)
             for credentials in (

@@ -264,7 +264,7 @@ async def _set_up(scene: Scene) -> None:
     stray = store.Stray("key", WORSE[:1] + "key", "malformed", WORSE, WORSE.encode(), 7)
     await database.transaction(lambda c: store.append(c, [stray], play.at, PROJECTION))
     await database.close()
-    known = {"callers_known": False, "api_keys_file": Path(KEYS_FILE_NAME)}
+    known = {"api_keys_file": Path(KEYS_FILE_NAME)}
     books.deployment(scene.url).model_copy(update=known).save(scene.folder)
     with sqlite3.connect(scene.folder / "order.db") as orders:
         orders.execute("UPDATE orders SET customer = customer || ' [/i]'")
