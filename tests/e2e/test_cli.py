@@ -282,7 +282,7 @@ async def test_a_running_system_is_loaded_watched_and_checked_from_beside(tmp_pa
         assert spoiled.returncode == 0, spoiled.stderr
         await until(lambda: process("status", **here).returncode == 1)
         wrong = json.loads(process("status", "--json", **here).stdout)
-        assert [p for p in wrong["problems"] if "1 dead letters in inventory.dlq" in p]
+        assert [p for p in wrong["problems"] if "1 dead letter in inventory.dlq" in p]
 
         assert any("bin/prometheus" in process for process in processes_of(tmp_path))
         assert any("saga.cli console" in process for process in processes_of(tmp_path))

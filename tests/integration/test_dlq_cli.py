@@ -307,7 +307,7 @@ async def test_what_is_in_the_store_is_not_lost_and_is_seen(letter: Stage) -> No
     assert report.dead_letters["payment"] == 1
     found = await status(letter.deployment, choreography())
     assert found.dead_letters["payment"] == found.stored_dead_letters["payment"] == 1
-    assert [p for p in found.problems if "1 dead letters of payment in the store" in p]
+    assert [p for p in found.problems if "1 dead letter of payment in the store" in p]
     remove_store(letter)
     assert await letter.lost() == {key}
 
