@@ -37,6 +37,8 @@ class Caller:
     scopes: frozenset[str]
     owner: str | None = None
     name: str = ""
+    """What a caller who acts for all calls themselves. None of an owner, whom it may name: what is
+    recorded of callers outlives `saga forget`."""
     sealed_owner: str | None = None
     """What the owner's name is sealed as, where routes see sealed names."""
 

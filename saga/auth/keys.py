@@ -86,7 +86,7 @@ class ApiKey(BaseModel):
             AuthMethod.KEY,
             frozenset(self.scopes),
             self.owner,
-            self.name,
+            "" if self.owner is not None else self.name,
         )
 
 

@@ -356,11 +356,11 @@ class Tokens:
         subject = claims["sub"]
         if not isinstance(subject, str) or not _is_name(subject):
             raise NotAllowed(f"sub is no text of 1 to {SUBJECT_MAX} characters")
-        name = claims.get("preferred_username", claims.get("name", ""))
-        name = name if isinstance(name, str) and _is_name(name) else ""
         roles = [role for role in in_claim(claims, self._roles) if role in ROLES]
         if roles:
             scopes = frozenset[str]().union(*(ROLES[role] for role in roles))
+            name = claims.get("preferred_username", claims.get("name", ""))
+            name = name if isinstance(name, str) and _is_name(name) else ""
             return Caller(subject, AuthMethod.TOKEN, scopes, None, name)
         owner = in_claim(claims, self._owner)
         if len(owner) != 1 or not _is_name(owner[0]):
@@ -368,4 +368,4 @@ class Tokens:
         if sealed(owner[0]):
             raise NotAllowed(f"the owner in {self._owner} is a sealed text, and not a name")
         granted = " ".join(in_claim(claims, "scope") or in_claim(claims, "scp")).split()
-        return Caller(subject, AuthMethod.TOKEN, frozenset(granted), owner[0], name)
+        return Caller(subject, AuthMethod.TOKEN, frozenset(granted), owner[0])

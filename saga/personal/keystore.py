@@ -57,6 +57,9 @@ AT_ONCE: Final = 500
 REASON_MAX_CHARACTERS: Final = 255
 _INDEX: Final = "index"
 _LIST_PAGE: Final = 500
+WIPE_SECONDS: Final = 5.0
+"""How long what was destroyed is tried to be taken out of a log that is being read."""
+_WIPE_PAUSE_SECONDS: Final = 0.05
 
 T = TypeVar("T")
 Column = Literal["digest", "person_id"]
@@ -214,7 +217,17 @@ class _File:
         with self._there():
             raw = self._engine.raw_connection()
             try:
-                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                deadline = time.monotonic() + WIPE_SECONDS
+                while raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    if time.monotonic() > deadline:
+                        log.warning(
+                            "%s-wal is being read, so that keys which were replaced or destroyed "
+                            "are still in it: restart what reads it, and rotate the master key "
+                            "once more (saga persons rotate-key)",
+                            self._path,
+                        )
+                        return
+                    time.sleep(_WIPE_PAUSE_SECONDS)
             finally:
                 raw.close()
 

@@ -135,7 +135,7 @@ class Callers:
         self._told_at = -math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in UNCOUNTED:
+        if scope["type"] == "http" and not _is_uncounted(scope):
             caller = network_of(scope)
             wait_seconds = self._rates.wait_seconds(caller)
             if wait_seconds > 0:
@@ -154,6 +154,14 @@ class Callers:
                 self._per_second,
             )
         return too_many(self._per_second, caller, wait_seconds)
+
+
+def _is_uncounted(scope: Scope) -> bool:
+    """Whether a request costs next to nothing: it may be one of `UNCOUNTED`, and brings no token
+    or key that has to be checked."""
+    return scope["path"] in UNCOUNTED and not any(
+        name == b"authorization" for name, _ in scope["headers"]
+    )
 
 
 def network_of(scope: Scope) -> str:

@@ -87,6 +87,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=GRACEFUL_SECONDS,
                 h11_max_incomplete_event_size=headers_max_bytes,
                 server_header=False,
+                reset_contextvars=True,  # Nothing of one request is known to the next.
                 proxy_headers=False,  # `saga.runtime.doors` believes those that are named.
             )
         )
@@ -168,6 +169,20 @@ class _FirstStepMade:
                 return found
 
 
+class _Unambiguous(h11.Connection):
+    """Takes no request whose length a proxy may understand in another way (RFC 9112, section 6.1):
+    what that takes for its body would be a request of its own here."""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            chunked = b"transfer-encoding" in names
+            if chunked and (b"content-length" in names or event.http_version < b"1.1"):
+                raise h11.RemoteProtocolError("the length of its body is said in two ways")
+        return event
+
+
 class _Connection(H11Protocol):
     """A connection that ends when its client takes too long."""
 
@@ -180,6 +195,12 @@ class _Connection(H11Protocol):
     early = b""
     """What came right behind the handshake."""
     lost = False
+
+    def __init__(self, config: uvicorn.Config, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options)
+        self.conn = _Unambiguous(
+            h11.SERVER, config.h11_max_incomplete_event_size or HEADERS_MAX_BYTES
+        )
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)

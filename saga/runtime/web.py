@@ -24,7 +24,7 @@ from saga.runtime.doors import described, guard
 from saga.runtime.headers import SecurityHeaders
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.rows import UnreadableRow
-from saga.runtime.metrics import OPENMETRICS, TEXT, exposition, refused
+from saga.runtime.metrics import OPENMETRICS, TEXT, Scrapes, refused
 from saga.runtime.problem import Problem, problems, short, unavailable
 from saga.runtime.readiness import Readiness
 from saga.runtime.settings import HttpSettings
@@ -98,6 +98,7 @@ def create_app(
     guard(app, settings, access, process=process)
     app.add_middleware(SecurityHeaders)
     app.include_router(documentation(title))
+    scrapes = Scrapes(before_scrape, registry)
 
     @app.get("/livez", tags=["operations"])
     async def livez() -> dict[str, str]:
@@ -134,8 +135,7 @@ def create_app(
     )
     async def scrape(request: Request) -> Response:
         """Prometheus metrics, as text or in OpenMetrics, which has exemplars."""
-        await before_scrape()
-        content, media_type = exposition(request.headers.get("accept", ""), registry)
+        content, media_type = await scrapes.answer(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": media_type})
 
     @app.exception_handler(UnreadableRow)

@@ -29,8 +29,8 @@ from saga.archive import store
 from saga.auth import access, audit, keys
 from saga.auth.audit import Audited, entries
 from saga.auth.caller import NotAllowed
-from saga.auth.keys import changing, last_used
-from saga.auth.settings import Auth
+from saga.auth.keys import changing, last_used, new_key
+from saga.auth.settings import KEYS_FILE_NAME, Auth
 from saga.deployment import Deployment
 from saga.discovery import packages
 from saga.exporter import Exporter
@@ -461,6 +461,34 @@ async def test_each_decision_is_recorded_once_and_no_token_is(callers: Callers) 
         for secret in (ada, eve, callers.keys[EVERY_SCOPE]):
             assert secret not in written
             assert secret[-20:] not in written  # Of a signature, or of a secret.
+
+
+async def test_the_audit_trail_holds_no_owners_name_where_the_issuer_has_opaque_ids(
+    callers: Callers,
+) -> None:
+    async with closed("order_service", callers, AUTH_OWNER_CLAIM="preferred_username") as served:
+        opaque = callers.issuer.token(
+            sub="7f3a", preferred_username="Ada Lovelace", roles=None, scope="orders:write"
+        )
+        placed = await asked(served, "POST", "/orders", opaque, order("Ada Lovelace"))
+        text, key = new_key("for Ada Lovelace", ["orders:write"], owner="ada", now=utc_now())
+        with changing(callers.folder / KEYS_FILE_NAME) as keys:
+            keys.append(key)
+        await until_status(served, "/orders/none", text, 403)
+        await until(lambda: len(trail(callers)) > 1)
+    assert placed.status == 202, placed.body
+    written = "".join(file.read_text() for file in (callers.folder / "audit").glob("*.jsonl"))
+    assert "7f3a" in written
+    assert key.id in written
+    assert "Lovelace" not in written
+
+
+async def test_a_forged_token_has_no_free_tries_where_supervisors_ask(callers: Callers) -> None:
+    async with closed("order_service", callers, HTTP_REQUESTS_PER_SECOND="1") as served:
+        forged = [(await asked(served, "GET", "/readyz", "not.a.token")).status for _ in range(15)]
+        open_to_all = [(await asked(served, "GET", "/readyz", None)).status for _ in range(15)]
+    assert 429 in forged
+    assert 429 not in open_to_all
 
 
 async def test_a_look_a_change_and_a_refusal_are_in_the_file_before_the_answer_is(

@@ -544,7 +544,7 @@ async def test_an_answer_nobody_foresaw_says_it_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving("order_service", tmp_path) as order:
-        monkeypatch.setattr(saga.runtime.web, "exposition", None)  # So that /metrics raises.
+        monkeypatch.setattr(saga.runtime.metrics, "exposition", None)  # So that /metrics raises.
         answer = await order.ask("GET", "/metrics")
 
     assert answer.status == 500

@@ -12,6 +12,7 @@ import re
 import resource
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ ROOT = Path(__file__).parents[2]
 HUGE_BYTES = 32_000_000
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n"
+
+_OF_A_REQUEST: ContextVar[str] = ContextVar("of_a_request", default="nothing")
 
 
 class Application:
@@ -281,6 +284,50 @@ async def test_what_is_no_request_is_a_problem_and_nothing_for_the_log(
 
 
 LAST = GET + b"Connection: close\r\n"
+
+
+INNER = b"GET /huge HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /echo HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+        b"POST /echo HTTP/1.0\r\nTransfer-Encoding: chunked\r\n",
+    ],
+)
+async def test_a_request_whose_length_is_said_in_two_ways_is_refused_with_what_follows(
+    head: bytes,
+) -> None:
+    application = Application()
+    async with serving(application) as (_, port):
+        received = await said(port, head + b"Host: localhost\r\n\r\n0\r\n\r\n" + INNER)
+    assert parsed(received).status == 400
+    assert received.count(b"HTTP/1.1") == 1
+    assert application.called == 0
+
+
+async def test_nothing_of_one_request_is_known_to_the_next_on_its_connection() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(_OF_A_REQUEST.get())
+        _OF_A_REQUEST.set("former")
+        await Response(b"done")(scope, receive, send)
+
+    listener = listen(LOOPBACK, 0, way_out="port")
+    server = Server(app, connections_max=10)
+    running = asyncio.create_task(server.serve([listener]))
+    try:
+        await until(lambda: server.started)
+        request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        last = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        await said(listener.getsockname()[1], request + last)
+    finally:
+        server.should_exit = True
+        await running
+    assert seen == ["nothing", "nothing"]
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n\r\n"], ids=["without end", "whole"])

@@ -165,10 +165,10 @@ RECORDER = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from saga.auth.audit import AuditTrail
-from saga.auth.caller import Caller, How
+from saga.auth.caller import AuthMethod, Caller
 
 def decide(trail, kind, number):
-    olga = Caller("olga", How.TOKEN, frozenset({"*"}), "olga" if kind == "own" else None)
+    olga = Caller("olga", AuthMethod.TOKEN, frozenset({"*"}), "olga" if kind == "own" else None)
     trail.decided(
         None if kind == "stranger" else olga,
         action=kind,
@@ -405,7 +405,7 @@ def test_of_a_key_only_its_hash_is_kept_in_a_file_for_its_owner_alone(tmp_path: 
     assert text.rpartition("_")[2] not in file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
     assert ApiKeys(file).caller(text) == Caller(
-        f"key:{key.id}", AuthMethod.KEY, frozenset({"rooms:read"}), "ada", "reception"
+        f"key:{key.id}", AuthMethod.KEY, frozenset({"rooms:read"}), "ada"
     )
 
 
