@@ -22,6 +22,7 @@ from urllib.parse import unquote
 from pydantic import ValidationError
 
 from saga.choreography import Choreography
+from saga.declaration import SagaError
 from saga.envelope import Attributes, Undecodable
 from saga.load.plan import Given, Plan
 from saga.message import Command, Intent
@@ -31,7 +32,7 @@ from saga.personal.marks import personal_fields, personal_values, with_personal
 from saga.personal.persons import Persons
 from saga.personal.seal import Forgotten, Unsealable, person_id_in, sealed
 from saga.runtime.messaging.dead_letters import REASON, Reason
-from saga.runtime.messaging.topology import DEAD_EXCHANGE
+from saga.runtime.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
 from saga.runtime.settings import PersonalSettings, PersonalShown, Sealing
 from saga.simulation.broker import EPOCH, PublishedMessage
 from saga.simulation.keys import KeysFromAfar, SimulatedKeys
@@ -110,10 +111,10 @@ class Doors:
         """Texts that only look sealed."""
         self._texts: defaultdict[str, set[str]] = defaultdict(set)
         """Keyed by what they say: the sealed texts that were sent."""
-        self._seen: set[tuple[bytes, str]] = set()
-        """Sealed texts, each with a subject that a message with it was about."""
+        self._seen: set[bytes] = set()
+        """Sealed texts that were sent."""
         self._began: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        """Keyed by person id and by subject: when a service sent the first message about it."""
+        """Keyed by person id and by subject: when the first event about it was sent."""
         self._forgotten: dict[str, float] = {}
         """Keyed by person id: when their key was destroyed."""
         self._ended = ended
@@ -141,7 +142,7 @@ class Doors:
         try:
             type(marked).model_validate_json(marked.model_dump_json())
         except ValidationError as error:
-            raise ValueError(
+            raise SagaError(
                 f"{type(marked).__name__} takes no value with {TAG_CHARACTERS + 1} characters more "
                 f"in a personal field, so it cannot be looked for: let the load draw shorter ones, "
                 f"of which letters and a hyphen may follow; {error}"
@@ -246,13 +247,14 @@ class Doors:
                 where = message.exchange or message.routing_key
                 type_ = message.properties.type
                 self._trouble("in_clear", f"{type_} of {name} to {where} names a person in clear")
-        texts = _SEALED.findall(message.body)
-        if texts:
-            about = Attributes.of(message.body)
-            for text in texts:
-                if (text, about.subject) not in self._seen:
-                    self._seen.add((text, about.subject))
-                    self._see(name, text.decode("ascii"), about.subject)
+        for text in _SEALED.findall(message.body):
+            if text not in self._seen:
+                self._seen.add(text)
+                self._see(name, text.decode("ascii"))
+            if message.exchange == EVENTS_EXCHANGE:  # A copy that is dead has begun nothing.
+                about = Attributes.of(message.body).subject
+                person_id = person_id_in(text.decode("ascii"))
+                self._began[person_id].setdefault(about, self._loop.time())
         if message.exchange == DEAD_EXCHANGE:
             self._see_dead(name, message)
 
@@ -289,7 +291,7 @@ class Doors:
                     f"who was forgotten",
                 )
 
-    def _see(self, name: str, text: str, subject: str) -> None:
+    def _see(self, name: str, text: str) -> None:
         if text in self.forged:
             return
         person_id = person_id_in(text)
@@ -299,7 +301,6 @@ class Doors:
             )
             return
         self._texts[said].add(text)
-        self._began[person_id].setdefault(subject, self._loop.time())
 
     def _destroyed(self, person_id: str) -> None:
         """A person's key was destroyed just now. All that had begun as long before as processes

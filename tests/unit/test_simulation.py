@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
@@ -65,11 +66,13 @@ from saga.asking import Phase
 from saga.choreography import Participant
 from saga.cli import app
 from saga.commands.simulating import Summary, show, summary_as_json
-from saga.declaration import Saga
+from saga.declaration import Saga, SagaError
 from saga.envelope import Envelope
+from saga.load.plan import Plan
 from saga.message import Answer, Ask, Intent, Priority
 from saga.personal.forgetting import Forgetter
 from saga.personal.keystore import Ground, KeyStore, NewPerson, PersonKey
+from saga.personal.marks import with_personal
 from saga.personal.persons import Persons
 from saga.personal.seal import Forgotten, Unsealable, sealed
 from saga.retry import RUNGS_MS, Retry
@@ -99,6 +102,8 @@ from saga.simulation.faults import fault, is_fault
 from saga.simulation.loop import SimulatedProcess
 from saga.simulation.network import Network
 from saga.simulation.rules import RULES, violation
+from saga.simulation.weather import DOOR_KINDS
+from tests.errands import SAGA as ERRANDS
 
 SEEDS = 200
 PORTION = 25
@@ -129,6 +134,13 @@ FAULTS = (
     "replays",
     "to saga.retry.",
     "to saga.dead",
+    "keys         are away",
+    "keys         commits, and",
+    "keys         makes",
+    "is started again to seal",
+    "stranger     sends",
+    "waiting for 1 open sagas to end",
+    "has forgotten a person",
 )
 """What the traces of some runs must tell of: without it there is nothing to be robust against."""
 
@@ -160,6 +172,38 @@ def test_a_seed_decides_on_everything() -> None:
     first, second = runs(20, 5), runs(20, 5)
     assert first == second
     assert len({run.digest for run in first}) == 5
+
+
+def test_a_part_of_the_runs_of_a_saga_with_personal_data_has_doors() -> None:
+    made = runs(20, 20)
+    with_doors = [run for run in made if run.has_doors]
+
+    assert 3 <= len(with_doors) <= 12
+    assert any("has forgotten a person" in line for run in with_doors for line in run.trace)
+    assert not any(DOOR_KINDS & run.faults for run in made if not run.has_doors)
+    assert Summary(made, 1.0).with_doors == len(with_doors)
+
+
+def test_a_saga_without_personal_data_has_no_doors() -> None:
+    with closing(Simulation(saga=ERRANDS)) as simulation:
+        assert not any(simulation.run(seed).has_doors for seed in range(20))
+
+
+def test_a_load_whose_values_leave_no_room_for_a_tag_is_named() -> None:
+    def load(chance: random.Random, sagas: int) -> Plan:
+        drawn = SAGA.load
+        assert drawn is not None
+        plan = drawn(chance, sagas)
+        given = [
+            replace(each, command=with_personal(each.command, lambda _: "x" * 128))
+            for each in plan.given
+        ]
+        return replace(plan, given=given)
+
+    with_doors = next(run.seed for run in runs(20, 20) if run.has_doors)
+    simulation = Simulation(saga=replace(SAGA, load=load))
+    with closing(simulation), pytest.raises(SagaError, match="PlaceOrder takes no value"):
+        simulation.run(with_doors)
 
 
 def test_neither_the_process_nor_the_seed_of_its_hashes_makes_a_difference() -> None:
