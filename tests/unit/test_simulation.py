@@ -51,7 +51,7 @@ from notification_service.domain import (
     tell_confirmed,
 )
 from order_saga import SAGA
-from order_saga.outsides import MAIL_SERVER
+from order_saga.outsides import MAIL_SERVER, PROVIDER
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import (
     Payment,
@@ -95,7 +95,7 @@ from saga.runtime.messaging.publisher import BrokerPublisher, PublishChannel
 from saga.runtime.messaging.sealing import SealedCommand
 from saga.runtime.messaging.wire import ChannelLost
 from saga.runtime.retry_loop import RetryLoop
-from saga.simulation import PartsUnderTest, Run, Simulation, run_seeds
+from saga.simulation import PartsUnderTest, Run, Simulation, run_seeds, uncovered
 from saga.simulation import network as network_module
 from saga.simulation.database import SimulatedDatabase
 from saga.simulation.faults import fault, is_fault
@@ -182,6 +182,14 @@ def test_a_part_of_the_runs_of_a_saga_with_personal_data_has_doors() -> None:
     assert any("has forgotten a person" in line for run in with_doors for line in run.trace)
     assert not any(DOOR_KINDS & run.faults for run in made if not run.has_doors)
     assert Summary(made, 1.0).with_doors == len(with_doors)
+
+
+def test_an_outside_that_opens_nothing_it_is_told_of_persons_is_not_covered() -> None:
+    provider = replace(PROVIDER, opens=None)
+
+    assert not [line for line in uncovered(SAGA, ()) if "`opens`" in line]
+    (line,) = [line for line in uncovered(SAGA.with_(provider), ()) if "`opens`" in line]
+    assert "provider" in line
 
 
 def test_a_saga_without_personal_data_has_no_doors() -> None:
