@@ -48,12 +48,15 @@ ROLLED_MAX_SECONDS: Final = 10.0
 """How long after that a replica may go on as it was."""
 CLEAR_SHARE: Final = 0.5
 """Commands over the broker that a publisher sends in clear."""
+FORGED_CHARACTERS: Final = 10
+"""At the end of a sealed text, which a forger changes."""
 KNOWN_SECONDS: Final = (0.5, 5.0)
 """How long a process may know a key; in production longer, which takes more steps to wait for."""
 SETTLED_SECONDS: Final = 90.0
 """How long after the storm something may still fail for what an outside said in it."""
 TAG_CHARACTERS: Final = 6
 _SEALED: Final = re.compile(rb"~1\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{23,706}")
+_NOTHING_TAKEN: Final = [[None]]
 _ALPHABET: Final = "bcdfghjkmnpqrstvwxz"
 
 M = TypeVar("M", bound=Command)
@@ -214,9 +217,8 @@ class Doors:
 
         def forged(_: str) -> str:
             if seen and self.chance.random() < 0.5:
-                text = self.chance.choice(seen)
-                person, rest = text[: len(text) - 10], self.chance.choices(_ALPHABET, k=10)
-                text = person + "".join(rest)
+                changed = "".join(self.chance.choices(_ALPHABET, k=FORGED_CHARACTERS))
+                text = self.chance.choice(seen)[:-FORGED_CHARACTERS] + changed
             else:
                 drawn = "".join(self.chance.choices(_ALPHABET, k=62))
                 text = f"~1.{drawn[:22]}.{drawn[22:]}"
@@ -226,11 +228,15 @@ class Doors:
         return with_personal(command, forged)
 
     def unreadable(self, body: bytes) -> bytes:
-        """The body of a command, without one of the fields of its data that name nobody."""
+        """The body of a command, with what no field takes in the place of one that names nobody;
+        of one that has none, in the place of its id."""
         document = json.loads(body)
         data = document["data"]
         others = sorted(name for name, value in data.items() if self._tag not in json.dumps(value))
-        del data[self.chance.choice(others)]
+        if others:
+            data[self.chance.choice(others)] = _NOTHING_TAKEN
+        else:
+            document["id"] = _NOTHING_TAKEN
         return json.dumps(document).encode()
 
     # --- what is looked at ------------------------------------------------------------------------

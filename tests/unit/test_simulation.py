@@ -857,6 +857,7 @@ BROKEN = [
     Twin.of("retried_otherwise", saga=with_payment(compensate), deliveries=HasOnePolicy),
     Twin.of("retried_otherwise", deliveries=TriesInTheSameRhythm),
     Twin.of("in_clear", deliveries=TakesInClear),
+    Twin.of("in_clear", deliveries=BuriesInClear),
     Twin.of("sealed_otherwise", key_store=KnowsNobodyAgain),
     Twin.of("opened_after", key_store=RemembersKeysForEver),
     Twin.of("forgotten_while_open", seeds=2 * SOON, forgetter=ForgetsAtOnce),
@@ -873,7 +874,6 @@ RARELY_BROKEN = [
     Twin.of("never_at_rest", seeds=LATER, kernel=ForgetsTheOthers),
     Twin.of("event_in_no_book", seeds=LATER, kept=KeepsTooLittle),
     Twin.of("in_clear", seeds=LATER, deliveries=SetsAsideInClear),
-    Twin.of("in_clear", seeds=LATER, deliveries=BuriesInClear),
     Twin.of("cannot_be_opened", seeds=LATER, key_store=SealsUnderItsOwn),
 ]
 
