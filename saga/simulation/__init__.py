@@ -15,6 +15,7 @@ from functools import partial
 from saga import discovery
 from saga.branches import Branch
 from saga.declaration import Saga
+from saga.personal.marks import personal_fields
 from saga.simulation.scene import Scene
 from saga.simulation.server import PartsUnderTest
 from saga.simulation.stuck import STUCK_SECONDS
@@ -59,6 +60,8 @@ def uncovered(saga: Saga, happened: Collection[str]) -> Iterator[str]:
         if message.type not in happened:
             yield f"the load never comes to {message.type}"
     for outside in saga.outside:
+        if outside.opens is None and any(map(personal_fields, outside.intents)):
+            yield f"what {outside.name} is told of persons: its declaration has no `opens`"
         for intent in sorted(outside.intents, key=lambda intent: intent.__name__):
             if intent.__name__ not in happened:
                 yield f"the load never has {outside.name} asked {intent.__name__}"

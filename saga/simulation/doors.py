@@ -22,6 +22,7 @@ from urllib.parse import unquote
 from pydantic import ValidationError
 
 from saga.choreography import Choreography
+from saga.declaration import SagaError
 from saga.envelope import Attributes, Undecodable
 from saga.load.plan import Given, Plan
 from saga.message import Command, Intent
@@ -31,7 +32,7 @@ from saga.personal.marks import personal_fields, personal_values, with_personal
 from saga.personal.persons import Persons
 from saga.personal.seal import Forgotten, Unsealable, person_id_in, sealed
 from saga.runtime.messaging.dead_letters import REASON, Reason
-from saga.runtime.messaging.topology import DEAD_EXCHANGE
+from saga.runtime.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
 from saga.runtime.settings import PersonalSettings, PersonalShown, Sealing
 from saga.simulation.broker import EPOCH, PublishedMessage
 from saga.simulation.keys import KeysFromAfar, SimulatedKeys
@@ -47,12 +48,15 @@ ROLLED_MAX_SECONDS: Final = 10.0
 """How long after that a replica may go on as it was."""
 CLEAR_SHARE: Final = 0.5
 """Commands over the broker that a publisher sends in clear."""
+FORGED_CHARACTERS: Final = 10
+"""At the end of a sealed text, which a forger changes."""
 KNOWN_SECONDS: Final = (0.5, 5.0)
 """How long a process may know a key; in production longer, which takes more steps to wait for."""
 SETTLED_SECONDS: Final = 90.0
 """How long after the storm something may still fail for what an outside said in it."""
 TAG_CHARACTERS: Final = 6
 _SEALED: Final = re.compile(rb"~1\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{23,706}")
+_NOTHING_TAKEN: Final = [[None]]
 _ALPHABET: Final = "bcdfghjkmnpqrstvwxz"
 
 M = TypeVar("M", bound=Command)
@@ -110,10 +114,10 @@ class Doors:
         """Texts that only look sealed."""
         self._texts: defaultdict[str, set[str]] = defaultdict(set)
         """Keyed by what they say: the sealed texts that were sent."""
-        self._seen: set[tuple[bytes, str]] = set()
-        """Sealed texts, each with a subject that a message with it was about."""
+        self._seen: set[bytes] = set()
+        """Sealed texts that were sent."""
         self._began: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        """Keyed by person id and by subject: when a service sent the first message about it."""
+        """Keyed by person id and by subject: when the first event about it was sent."""
         self._forgotten: dict[str, float] = {}
         """Keyed by person id: when their key was destroyed."""
         self._ended = ended
@@ -141,7 +145,7 @@ class Doors:
         try:
             type(marked).model_validate_json(marked.model_dump_json())
         except ValidationError as error:
-            raise ValueError(
+            raise SagaError(
                 f"{type(marked).__name__} takes no value with {TAG_CHARACTERS + 1} characters more "
                 f"in a personal field, so it cannot be looked for: let the load draw shorter ones, "
                 f"of which letters and a hyphen may follow; {error}"
@@ -213,9 +217,8 @@ class Doors:
 
         def forged(_: str) -> str:
             if seen and self.chance.random() < 0.5:
-                text = self.chance.choice(seen)
-                person, rest = text[: len(text) - 10], self.chance.choices(_ALPHABET, k=10)
-                text = person + "".join(rest)
+                changed = "".join(self.chance.choices(_ALPHABET, k=FORGED_CHARACTERS))
+                text = self.chance.choice(seen)[:-FORGED_CHARACTERS] + changed
             else:
                 drawn = "".join(self.chance.choices(_ALPHABET, k=62))
                 text = f"~1.{drawn[:22]}.{drawn[22:]}"
@@ -225,11 +228,15 @@ class Doors:
         return with_personal(command, forged)
 
     def unreadable(self, body: bytes) -> bytes:
-        """The body of a command, without one of the fields of its data that name nobody."""
+        """The body of a command, with what no field takes in the place of one that names nobody;
+        of one that has none, in the place of its id."""
         document = json.loads(body)
         data = document["data"]
         others = sorted(name for name, value in data.items() if self._tag not in json.dumps(value))
-        del data[self.chance.choice(others)]
+        if others:
+            data[self.chance.choice(others)] = _NOTHING_TAKEN
+        else:
+            document["id"] = _NOTHING_TAKEN
         return json.dumps(document).encode()
 
     # --- what is looked at ------------------------------------------------------------------------
@@ -246,13 +253,14 @@ class Doors:
                 where = message.exchange or message.routing_key
                 type_ = message.properties.type
                 self._trouble("in_clear", f"{type_} of {name} to {where} names a person in clear")
-        texts = _SEALED.findall(message.body)
-        if texts:
-            about = Attributes.of(message.body)
-            for text in texts:
-                if (text, about.subject) not in self._seen:
-                    self._seen.add((text, about.subject))
-                    self._see(name, text.decode("ascii"), about.subject)
+        for text in _SEALED.findall(message.body):
+            if text not in self._seen:
+                self._seen.add(text)
+                self._see(name, text.decode("ascii"))
+            if message.exchange == EVENTS_EXCHANGE:  # A copy that is dead has begun nothing.
+                about = Attributes.of(message.body).subject
+                person_id = person_id_in(text.decode("ascii"))
+                self._began[person_id].setdefault(about, self._loop.time())
         if message.exchange == DEAD_EXCHANGE:
             self._see_dead(name, message)
 
@@ -289,7 +297,7 @@ class Doors:
                     f"who was forgotten",
                 )
 
-    def _see(self, name: str, text: str, subject: str) -> None:
+    def _see(self, name: str, text: str) -> None:
         if text in self.forged:
             return
         person_id = person_id_in(text)
@@ -299,7 +307,6 @@ class Doors:
             )
             return
         self._texts[said].add(text)
-        self._began[person_id].setdefault(subject, self._loop.time())
 
     def _destroyed(self, person_id: str) -> None:
         """A person's key was destroyed just now. All that had begun as long before as processes

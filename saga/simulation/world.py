@@ -11,6 +11,7 @@ from functools import partial
 from uuid import UUID
 
 from saga.archive.store import Fact, Stray
+from saga.declaration import SagaError
 from saga.envelope import Attributes
 from saga.load.plan import Plan
 from saga.message import Priority
@@ -83,7 +84,8 @@ class World:
         *,
         with_doors: bool = True,
     ) -> None:
-        """`with_doors`, some seeds have doors, and messages then hold sealed texts."""
+        """`with_doors`, some seeds have doors, and messages then hold sealed texts. Raises
+        `SagaError` for a load whose personal values cannot be told apart."""
         self.seed = seed
         self._stuck_seconds = stuck_seconds
         self.scene = scene
@@ -110,7 +112,11 @@ class World:
         }
         self.doors = self._doors(parts, at_doors) if has_doors else None
         if self.doors is not None:
-            self.plan = self.doors.marked(self.plan)
+            try:
+                self.plan = self.doors.marked(self.plan)
+            except SagaError:
+                self.loop.close()
+                raise
         self.outsides = [
             SimulatedOutside(
                 outside,

@@ -6,9 +6,11 @@ import asyncio
 import gc
 import random
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy.util import await_only
 
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process
 
@@ -160,3 +162,31 @@ def test_an_error_that_no_code_looks_at_is_reported_even_if_nothing_is_ever_coll
     held.clear()
     gc.collect()
     assert reported == once
+
+
+def test_others_go_on_while_a_thread_waits_and_an_executor_has_one() -> None:
+    said: list[str] = []
+
+    def blocks(name: str, seconds: float) -> str:
+        said.append(f"{name} begins")
+        await_only(asyncio.sleep(seconds))
+        said.append(f"{name} ends")
+        return name
+
+    async def ask() -> None:
+        loop, one = asyncio.get_running_loop(), ThreadPoolExecutor(1)
+        first = loop.run_in_executor(one, blocks, "first", 10)
+        await asyncio.sleep(1)
+        second = loop.run_in_executor(one, blocks, "second", 1)
+        assert await asyncio.to_thread(blocks, "another", 1) == "another"
+        assert (await first, await second) == ("first", "second")
+
+    run(ask())
+    assert said == [
+        "first begins",
+        "another begins",
+        "another ends",
+        "first ends",
+        "second begins",
+        "second ends",
+    ]
