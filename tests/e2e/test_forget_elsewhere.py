@@ -46,8 +46,12 @@ def test_a_traveller_with_an_open_trip_is_forgotten_once_it_has_ended(
     monkeypatch.setenv("PERSONAL", "sealed")
     monkeypatch.setenv("PERSONAL_CACHE_SECONDS", "0.2")
     (trips,) = (project for project in EXAMPLES if project.name == "trips")
-    place = typed_in(trips, tmp_path)
-    place.say("generate", of_system=False)
+    with typed_in(trips, tmp_path) as place:
+        place.say("generate", of_system=False)
+        _is_forgotten_once_it_has_ended(place)
+
+
+def _is_forgotten_once_it_has_ended(place: Place) -> None:
     with up(place):
         url = str(Deployment.load(place.data).http_urls["trip"][0])
         down = place.data / "airline.down"
