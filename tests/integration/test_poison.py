@@ -409,10 +409,7 @@ async def _suffer(place: Place, routes: Sequence[str], every: int) -> tuple[Sent
     async with at_work(place):
         await until(lambda: _done(place, neighbours), seconds=DELIVERED_SECONDS)
         more = await place.publish(
-            [
-                Poison(p.case, "events", p.raw, p.body + b" again")
-                for p in poisons(some, ["events"])
-            ]
+            [Poison(p.case, "events", p.raw, p.body + b" again") for p in poisons(some, ["events"])]
         )
         neighbours += await place.greet(100)
         sent.taken += more.taken
