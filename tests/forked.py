@@ -122,6 +122,7 @@ def _run(
     for descriptor, path, mode in ((0, read, "rb"), (1, out, "ab"), (2, err, "ab")):
         with path.open(mode) as file:
             os.dup2(file.fileno(), descriptor)
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing gives an empty one
     module, *sys.argv[1:] = arguments
     if module.endswith(".app"):
         importlib.import_module(module).serve()  # It is imported already.

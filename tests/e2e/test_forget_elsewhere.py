@@ -48,35 +48,40 @@ def test_a_traveller_with_an_open_trip_is_forgotten_once_it_has_ended(
     (trips,) = (project for project in EXAMPLES if project.name == "trips")
     with typed_in(trips, tmp_path) as place:
         place.say("generate", of_system=False)
-        with up(place):
-            url = str(Deployment.load(place.data).http_urls["trip"][0])
-            down = place.data / "airline.down"
-            down.touch()
-            with httpx.Client(base_url=url, timeout=SETTLED_SECONDS, trust_env=False) as asking:
-                assert asking.post("/trips", json=WISH).status_code == 202
-                assert asking.get("/trips/oslo/1").json()["traveller"].startswith("person ")
-            wait_until(lambda: bool(forget(place, NAME, "--reason", "a look")[1]["subjects"]))
+        _is_forgotten_once_it_has_ended(place)
 
-            status, waits = forget(place, NAME, "--reason", "they asked", "--yes", "--wait", "0.5")
 
-            assert (status, waits["ended"], waits["waits"]["waits_for"]) == (1, [KEY], [KEY])
-            assert "1 request waits to forget a person" in place.on_system("status").stdout
-            down.unlink()
+def _is_forgotten_once_it_has_ended(place: Place) -> None:
+    with up(place):
+        url = str(Deployment.load(place.data).http_urls["trip"][0])
+        down = place.data / "airline.down"
+        down.touch()
+        with httpx.Client(base_url=url, timeout=SETTLED_SECONDS, trust_env=False) as asking:
+            assert asking.post("/trips", json=WISH).status_code == 202
+            assert asking.get("/trips/oslo/1").json()["traveller"].startswith("person ")
+        wait_until(lambda: bool(forget(place, NAME, "--reason", "a look")[1]["subjects"]))
 
-            done: dict[str, Any] = {}
+        status, waits = forget(place, NAME, "--reason", "they asked", "--yes", "--wait", "0.5")
 
-            def forgotten() -> bool:
-                if place.dead():
-                    place.on_system("dlq", "replay", "--reason", "the airline is back")
-                again = forget(place, "--resume", "--wait", "5")
-                done.update(zip(("status", "document"), again, strict=True))
-                return bool(done["document"]["requests"][0]["forgotten_at"])
+        assert (status, waits["ended"], waits["waits"]["waits_for"]) == (1, [KEY], [KEY])
+        assert "1 request waits to forget a person" in place.on_system("status").stdout
+        down.unlink()
 
-            wait_until(forgotten, seconds=SETTLED_SECONDS)
-            assert done["status"] == 0, done
-            assert forget(place, "--verify", NAME)[0] == 0
-            wait_until(place.settled, seconds=SETTLED_SECONDS)
-            with httpx.Client(base_url=url, timeout=SETTLED_SECONDS, trust_env=False) as asking:
-                shown = asking.get("/trips/oslo/1").json()
-            assert shown["stage"] == "cancelled"
-            assert NAME not in json.dumps(shown, ensure_ascii=False)
+        done: dict[str, Any] = {}
+
+        def forgotten() -> bool:
+            if place.dead():
+                place.on_system("dlq", "replay", "--reason", "the airline is back")
+            done.update(
+                zip(("status", "document"), forget(place, "--resume", "--wait", "5"), strict=True)
+            )
+            return bool(done["document"]["requests"][0]["forgotten_at"])
+
+        wait_until(forgotten, seconds=SETTLED_SECONDS)
+        assert done["status"] == 0, done
+        assert forget(place, "--verify", NAME)[0] == 0
+        wait_until(place.settled, seconds=SETTLED_SECONDS)
+        with httpx.Client(base_url=url, timeout=SETTLED_SECONDS, trust_env=False) as asking:
+            shown = asking.get("/trips/oslo/1").json()
+        assert shown["stage"] == "cancelled"
+        assert NAME not in json.dumps(shown, ensure_ascii=False)

@@ -32,7 +32,6 @@ import saga.runtime.rates
 import saga.runtime.readiness
 import saga.runtime.server
 import saga.runtime.service
-import saga.runtime.web
 from order_service.domain import CancelOrder
 from saga.archive import store
 from saga.deployment import Deployment

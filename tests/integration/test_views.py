@@ -371,6 +371,8 @@ COPYING: Final = {"history export", "history import", "dlq export", "backup", "r
 """They hand on what there is, byte for byte, to who may read the databases."""
 NAMING_SOMEBODY: Final = {"forget"}
 """Whom they were asked about."""
+READING_NOTHING: Final = {"new"}
+"""They take seconds, and know of no system."""
 
 
 @contextmanager
@@ -395,7 +397,11 @@ SYSTEMS: Final[Mapping[str, Mapping[str, object]]] = {
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize(
     "command",
-    [name for name in COMMANDS if name not in WITH_SERVICES | COPYING | NAMING_SOMEBODY],
+    [
+        pytest.param(name, marks=pytest.mark.long if name in READING_NOTHING else ())
+        for name in COMMANDS
+        if name not in WITH_SERVICES | COPYING | NAMING_SOMEBODY
+    ],
 )
 def test_a_command_shows_old_names_where_the_system_does_only(
     command: str, system: str, scene: Scene, monkeypatch: pytest.MonkeyPatch
