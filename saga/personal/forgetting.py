@@ -313,7 +313,7 @@ class Forgetter:
 
 
 def _now() -> float:
-    """By the clock of the event loop."""
+    """Seconds, as the clock of the event loop counts them."""
     return asyncio.get_running_loop().time()
 
 

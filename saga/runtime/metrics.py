@@ -57,7 +57,7 @@ LAG_SAMPLE_SECONDS: Final = 0.25
 GENERATIONS: Final = 3
 """Of objects, as Python's garbage collector tells them apart."""
 SCRAPES_PER_SECOND: Final = 5.0
-"""Ten times as many at once are made anew; beyond, the latest is told once more."""
+"""Ten times as many at once are made; beyond, the latest is told once more."""
 INBOX_COUNT_SECONDS: Final = 60.0
 """How old a count of the inbox may be: it is long, and counting reads all of it."""
 URGENT_OBJECTIVE_SECONDS: Final = 5

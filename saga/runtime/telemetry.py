@@ -58,8 +58,8 @@ def naming(named: Hidden) -> Iterator[None]:
 
 
 def name_nobody() -> None:
-    """Have log records name nobody whom the request or the message at hand does (`NAMED`), whatever
-    handles them: the text of an exception takes its place, since handlers may show what its frames
+    """Mask in log records whom the request or the message at hand names (`NAMED`), whatever handles
+    them: the text of an exception takes its place, since handlers may show what its frames
     hold. For within another application, whose handlers and formatters are its own. Wraps the
     record factory that there is; done again, it does nothing."""
     before = logging.getLogRecordFactory()
@@ -68,7 +68,7 @@ def name_nobody() -> None:
 
 
 class _Discreet:
-    """Makes log records as another factory does, which then name nobody."""
+    """Makes log records as another factory does, which then give no names."""
 
     def __init__(self, before: Callable[..., logging.LogRecord]) -> None:
         self._before = before

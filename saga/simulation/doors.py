@@ -228,7 +228,7 @@ class Doors:
         return with_personal(command, forged)
 
     def unreadable(self, body: bytes) -> bytes:
-        """The body of a command, with what no field takes in the place of one that names nobody;
+        """The body of a command, with what no field takes in the place of one that names no person;
         of one that has none, in the place of its id."""
         document = json.loads(body)
         data = document["data"]

@@ -95,13 +95,13 @@ class ForgettingOperator:
         return found
 
     async def forget(self, name: str, after_seconds: float) -> None:
-        """Forget a person, however often that takes, and perhaps once more."""
+        """Forget that person, however often that takes, and perhaps once more."""
         await asyncio.sleep(after_seconds)
         person_id = ""
         again = self._chance.random() < AGAIN_SHARE
         for _ in range(TRIES_MAX):
             process = SimulatedProcess("operator's command")
-            self._world.trace.note("operator", "forgets a person")
+            self._world.trace.note("operator", "forgets one of the persons")
             task = self._world.loop.spawn(process, self._command(process, person_id or name))
             if not self._world.weather.calm and self._chance.random() < KILLED_SHARE:
                 killed = self._chance.random() * KILLED_MAX_SECONDS
@@ -114,7 +114,7 @@ class ForgettingOperator:
             if isinstance(outcome, Outcome):
                 person_id = outcome.whom.person.person_id
                 if outcome.request is None:
-                    self._world.trace.note("operator", "has forgotten a person")
+                    self._world.trace.note("operator", "has forgotten one of the persons")
                     if not again:
                         return
                     again = False
@@ -126,8 +126,8 @@ class ForgettingOperator:
     async def _command(
         self, process: SimulatedProcess, given: str
     ) -> Outcome | InputError | KeyStoreAway:
-        """`saga forget`, once; or the error that it ends with: `InputError` where nobody is known
-        by what is given."""
+        """`saga forget`, once; or the error that it ends with: `InputError` where what is given
+        leads to no person."""
         try:
             store = await in_thread(self._doors.store, process)
             system = SimulatedSystem(self._world, self.files, store)

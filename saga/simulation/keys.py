@@ -107,7 +107,7 @@ class SimulatedKeys:
         return person_id in self._ciphers
 
     def meaning(self, text: str) -> str:
-        """What a sealed text says, even one of a person who was forgotten. Raises `Unsealable`."""
+        """What a sealed text says, even that of a forgotten one. Raises `Unsealable`."""
         return open_under(self._ciphers[person_id_in(text)], text)
 
     def found_by_name(self) -> Iterator[str]:

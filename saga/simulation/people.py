@@ -137,7 +137,7 @@ class People:
                 self._begin(partial(self.forgetting.forget, name, at_seconds))
 
     def wait_for(self, process: SimulatedProcess, work: Coroutine[Any, Any, None]) -> None:
-        """Have a process do something that the run waits for."""
+        """Give a process something to do that the run waits for."""
 
         async def waited() -> None:
             await asyncio.wait((task,))

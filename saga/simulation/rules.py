@@ -41,7 +41,7 @@ RULES: Final[Mapping[str, str]] = {
     "named_otherwise": "Who is told outside whom something is about, is told their name.",
     "opened_after": "What is sealed of a person is opened nowhere once they are forgotten.",
     "forgotten_while_open": "No person is forgotten while a saga of theirs is open.",
-    "forgotten_unsettled": "What is owed to a person who was forgotten is settled, not dead.",
+    "forgotten_unsettled": "What is owed to the forgotten is settled, not dead.",
     "forged_taken": "A text that only looks sealed gets nowhere.",
 }
 """Keyed by name. Each is shown by a broken kernel that it catches."""

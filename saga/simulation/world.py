@@ -157,7 +157,7 @@ class World:
         self.losses = 0
         """How often the broker was lost."""
         self.recovering = 0
-        """Losses from which it is not recovered yet."""
+        """Losses that it has still to recover from."""
         self.network.on_crash = self._doom
         self.network.on_loss = self._lose_broker
         self.loop.before_step = self._before_step
@@ -445,7 +445,7 @@ class World:
 
     def _looks_for_forgotten(self) -> bool:
         """Once all is at rest, have each process try to open what is sealed of who was forgotten;
-        whether there is anyone."""
+        whether there are any."""
         if self.doors is None or self._has_looked or not self.doors.anyone_forgotten:
             return False
         self._has_looked = True

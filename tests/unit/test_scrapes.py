@@ -1,4 +1,4 @@
-"""Metrics that are read too often are told once more, and not made anew."""
+"""Metrics that are read too often are told once more, and not made again."""
 
 from __future__ import annotations
 

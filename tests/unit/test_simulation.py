@@ -142,7 +142,7 @@ FAULTS = (
     "is started again to seal",
     "stranger     sends",
     "waiting for 1 open sagas to end",
-    "has forgotten a person",
+    "has forgotten one of the persons",
 )
 """What the traces of some runs must tell of: without it there is nothing to be robust against."""
 
@@ -187,7 +187,9 @@ def test_a_part_of_the_runs_of_a_saga_with_personal_data_has_doors() -> None:
     with_doors = [run for run in made if run.has_doors]
 
     assert 3 <= len(with_doors) <= 12
-    assert any("has forgotten a person" in line for run in with_doors for line in run.trace)
+    assert any(
+        "has forgotten one of the persons" in line for run in with_doors for line in run.trace
+    )
     assert not any(DOOR_KINDS & run.faults for run in made if not run.has_doors)
     assert Summary(made, 1.0).with_doors == len(with_doors)
 
@@ -694,7 +696,7 @@ class BuriesInClear(Deliveries):
 
 
 class SealsUnderItsOwn(KeyStore):
-    """Seals under the key that it has made, whoever was faster."""
+    """Seals under the key that it has made, also where another was faster."""
 
     def _make(self, digests: Sequence[bytes]) -> list[PersonKey]:
         ground = self._ground
