@@ -86,9 +86,9 @@ class AuditTrail:
     There are two files: one for callers who are known, and one for strangers, who could push all
     else out of a common one. Without files, lines go to the logger alone.
 
-    The operating system has a line before `decided` returns, so that ending the process does not
-    lose it: of a refusal, of a look at data of people, and of all that a caller who acts for all
-    does but reading. Other lines wait for `FLUSH_SECONDS`.
+    The operating system has a line before `decided` returns, or before the answer goes out, so that
+    ending the process does not lose it: of a refusal, of a look at data of people, and of all that
+    a caller who acts for all does but reading. Other lines wait for `FLUSH_SECONDS`.
     """
 
     def __init__(self, process: str, known: Trail | None, strangers: Trail | None) -> None:
@@ -135,9 +135,12 @@ class AuditTrail:
         reason: str = "",
         personal: bool = False,
         address: str = "",
+        before_answer: bool = False,
     ) -> None:
         """Record a decision. `subject` is what it is about, `personal` whether that shows data of
-        people, `address` the network address it was asked from."""
+        people, `address` the network address it was asked from. With `before_answer`, a line that
+        must not be lost waits for `keep`, so that those of requests which one commit answers are
+        written at once."""
         decision = _Decision(
             time.time(),
             self._process,
@@ -152,9 +155,14 @@ class AuditTrail:
         )
         trail = self._strangers if caller is None else self._known
         if trail is not None:  # A record of a logger takes as long as all else here.
-            trail.write(decision)
+            trail.write(decision, before_answer=before_answer)
         if (trail is None or log.handlers) and (line := _line_of(decision)):
             log.info("%s", line.decode().rstrip("\n"))
+
+    def keep(self) -> None:
+        """Write what must not be lost. To be called before an answer goes out."""
+        if self._known is not None and self._known.matters:
+            self._known.flush()
 
     def close(self) -> None:
         """Write what waits, and keep no more in files."""
@@ -258,6 +266,8 @@ class Trail:
         self._lock = threading.Lock()
         """The console reads its own trail in another thread, and writes before that what waits."""
         self._waiting: deque[_Decision] = deque()
+        self.matters = False
+        """Whether a line waits that must be written before the next answer."""
         self._before = b""
         """What ends a line of which the disk took a part only."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -270,13 +280,15 @@ class Trail:
         if getattr(self, "_descriptor", -1) >= 0:
             self.close()
 
-    def write(self, decision: _Decision) -> None:
-        """Append its line: at once, or within `FLUSH_SECONDS` where it may wait and an event loop
-        runs."""
+    def write(self, decision: _Decision, *, before_answer: bool) -> None:
+        """Append its line: at once, or within `FLUSH_SECONDS` where it may wait, if only until an
+        answer, and an event loop runs."""
         self._waiting.append(decision)
         if not decision.may_wait:
-            self.flush()
-            return
+            if not before_answer:
+                self.flush()
+                return
+            self.matters = True
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -299,6 +311,7 @@ class Trail:
 
     def _flush(self) -> None:
         self._flushing = None
+        self.matters = False
         waiting: list[_Decision] = []
         with contextlib.suppress(IndexError):  # Another thread may add one meanwhile.
             while True:

@@ -79,7 +79,7 @@ class Gate:
                 asking.recorded = True
                 self._denied(inner, caller, reason)
 
-        answering = Answering(send, record)
+        answering = Answering(send, record, self._trail)
         try:
             await self._app(inner, receive, answering)
         finally:
@@ -111,16 +111,18 @@ class Gate:
 class Answering:
     """Hands on what a request is answered, and has it recorded before any of that goes out."""
 
-    def __init__(self, send: Send, record: Callable[[str], None]) -> None:
+    def __init__(self, send: Send, record: Callable[[str], None], trail: AuditTrail) -> None:
         """`record` is given why a request that no route took was denied, for the audit trail."""
         self._send = send
         self._record = record
+        self._trail = trail
         self._recorded = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and not self._recorded:
             self._recorded = True
             self._record(f"answered {message['status']}")
+            self._trail.keep()
         await self._send(message)
 
     def end(self) -> None:
@@ -128,6 +130,7 @@ class Answering:
         if not self._recorded:
             self._recorded = True
             self._record("not answered")
+            self._trail.keep()
 
 
 def _path(scope: Scope) -> str:

@@ -132,6 +132,7 @@ class Needs(SecurityBase):
             reason=reason,
             personal=self.personal and not reason,
             address=client[0] if client else "",
+            before_answer=True,  # Which the gate hands on.
         )
 
 

@@ -281,7 +281,7 @@ class AuthenticationMiddleware:
                     address=address_of(request),
                 )
 
-        answering = Answering(send, record)
+        answering = Answering(send, record, self._access.trail)
         try:
             with acting_as(None if session is None else session.caller.recorded_as):
                 await self._app(scope, receive, answering)

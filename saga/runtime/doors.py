@@ -160,7 +160,7 @@ def _is_uncounted(scope: Scope) -> bool:
     """Whether a request costs next to nothing: it may be one of `UNCOUNTED`, and brings no token
     or key that has to be checked."""
     return scope["path"] in UNCOUNTED and not any(
-        name == b"authorization" for name, _ in scope["headers"]
+        name == b"authorization" for name, _ in scope.get("headers", ())
     )
 
 

@@ -118,6 +118,9 @@ class Doors:
         """Sealed texts that were sent."""
         self._began: defaultdict[str, dict[str, float]] = defaultdict(dict)
         """Keyed by person id and by subject: when the first event about it was sent."""
+        self.turned_away: set[str] = set()
+        """Subjects that nothing began about, since a command names by a sealed text who was
+        forgotten before it was done: it is dead, and begins nothing."""
         self._forgotten: dict[str, float] = {}
         """Keyed by person id: when their key was destroyed."""
         self._ended = ended
@@ -261,6 +264,8 @@ class Doors:
                 about = Attributes.of(message.body).subject
                 person_id = person_id_in(text.decode("ascii"))
                 self._began[person_id].setdefault(about, self._loop.time())
+            elif message.exchange == DEAD_EXCHANGE:
+                self._see_turned_away(message, person_id_in(text.decode("ascii")))
         if message.exchange == DEAD_EXCHANGE:
             self._see_dead(name, message)
 
@@ -282,6 +287,11 @@ class Doors:
             return Attributes.of(body).subject in self.in_clear
         except Undecodable:
             return False
+
+    def _see_turned_away(self, message: PublishedMessage, person_id: str) -> None:
+        subject = Attributes.of(message.body).subject
+        if person_id in self._forgotten and subject not in self._began[person_id]:
+            self.turned_away.add(subject)
 
     def _see_dead(self, name: str, message: PublishedMessage) -> None:
         headers = message.properties.headers or {}

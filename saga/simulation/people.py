@@ -251,13 +251,16 @@ class People:
         self._world.trace.note("broker", f"{key} from outside")
         self._world.broker.publish(exchange, key, body, properties)
 
-    async def _ask(self, given: Given) -> Done | Duplicate:
-        """Send a command over HTTP, again until there is an answer."""
-        while True:
+    async def _ask(self, given: Given) -> Done | Duplicate | None:
+        """Send a command over HTTP, again until there is an answer; None where the command that was
+        to begin it all names who was forgotten before it was done."""
+        doors = self._world.doors
+        while doors is None or given.command.subject not in doors.turned_away:
             outcome = await self.ask_once(given)
             if outcome is not None:
                 return outcome
             await asyncio.sleep(self._world.weather.seconds(1.0))
+        return None
 
     async def ask_once(self, given: Given) -> Done | Duplicate | None:
         """Send a command over HTTP to any replica that is there; None without an answer, or for a

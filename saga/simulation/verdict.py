@@ -55,7 +55,7 @@ def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
         *wrong_endings(
             view,
             [event for event in world.choreography.events if event.role.terminal],
-            world.plan.ends,
+            _planned(world, view),
             world.people.told,
             _ends_brought_forward(world),
         ),
@@ -64,6 +64,17 @@ def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
         *_at_the_doors(world),
         *(violation("impure", "", detail) for detail in world.scene.sample.impure),
     ], frozenset(types | heard)
+
+
+def _planned(world: World, view: View) -> Mapping[str, Set[str]]:
+    """The outcomes that the sagas of the load may have, but for those that cannot have begun."""
+    if world.doors is None:
+        return world.plan.ends
+    return {
+        subject: endings
+        for subject, endings in world.plan.ends.items()
+        if subject not in world.doors.turned_away or view.told.about(subject)
+    }
 
 
 def _unrest(world: World) -> Iterator[Violation]:

@@ -259,6 +259,7 @@ SLEEPING = {
     "saga/runtime/messaging/sealing.py IntakeSeal._insist": "persons",
     "saga/personal/persons.py Persons.open": "persons",
     "saga/personal/forgetting.py Forgetter._outwait": "waits once, for what processes know",
+    "saga/personal/keystore.py _File.wipe": "has a deadline",
     "saga/personal/whom.py PersonLookup.not_recorded": "has a deadline",
     "saga/personal/forgetting.py Forgetter._end": "has a deadline",
 }
