@@ -317,6 +317,31 @@ async def test_anothers_order_is_as_if_it_were_not_there(callers: Callers) -> No
         assert (await asked(served, "GET", f"/orders/{order_id}", ada)).json["status"] == "pending"
 
 
+async def test_the_history_loads_no_event_of_anothers_order(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[list[str]] = []
+    facts_about = queries.facts_about
+
+    def counted(connection: Any, subjects: list[str]) -> Any:
+        loaded.append(subjects)
+        return facts_about(connection, subjects)
+
+    async with closed("order_saga.history", callers) as served:
+        known = await furnished(served, callers)
+        monkeypatch.setattr(queries, "facts_about", counted)
+        eve = callers.issuer.customers("orders:read", owner="eve")
+        for path in ("/orders/{}", "/orders/{}/timeline"):
+            for order_id in (known["order_id"], str(uuid4())):
+                assert (await asked(served, "GET", path.format(order_id), eve)).status == 404
+            assert loaded == []
+            own = callers.issuer.customers("orders:read")
+            found = await asked(served, "GET", path.format(known["order_id"]), own)
+            assert found.status == 200
+            assert loaded == [[known["order_id"]]]
+            loaded.clear()
+
+
 async def test_nobody_places_an_order_in_anothers_name(callers: Callers) -> None:
     async with closed("order_service", callers) as served:
         eve = callers.issuer.customers("orders:write", owner="eve")
