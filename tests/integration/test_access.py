@@ -25,7 +25,7 @@ import pytest
 
 from common.events import order_id_of
 from order_service.domain import CancelOrder
-from saga.archive import store
+from saga.archive import queries, store
 from saga.auth import access, audit, keys
 from saga.auth.audit import Audited, entries
 from saga.auth.caller import NotAllowed
@@ -327,8 +327,8 @@ async def test_the_history_loads_no_event_of_anothers_order(
         loaded.append(subjects)
         return facts_about(connection, subjects)
 
-    async with closed("order_saga.history", callers) as served:
-        known = await furnished(served, callers)
+    async with closed("saga.archive", callers) as served:
+        known = await furnished(served, callers, OWNER)
         monkeypatch.setattr(queries, "facts_about", counted)
         eve = callers.issuer.customers("orders:read", owner="eve")
         for path in ("/orders/{}", "/orders/{}/timeline"):
