@@ -250,7 +250,7 @@ _TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 def _recognised(text: str | None, pattern: re.Pattern[str]) -> str | None:
     """What a message that cannot be read says of itself, as logs tell it: a digest, where it is no
-    id or no type, since it may name a person."""
+    id or no type, since it may name a user."""
     if not text or pattern.fullmatch(text):
         return text
     return f"sha256:{hashlib.sha256(text.encode(errors='backslashreplace')).hexdigest()[:12]}"
