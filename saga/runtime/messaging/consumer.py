@@ -514,7 +514,7 @@ class Deliveries:
     async def _bury(self, delivery: Delivery, failure: Failure) -> None:
         if self._intake_seal is not None:
             delivery = await self._intake_seal.unreadable(delivery)
-        about = _recognised(delivery.properties.correlation_id, _UUID) or ""
+        about = delivery.properties.correlation_id or ""
         with tracing.process(failure.queue, delivery, about):
             await self._set_aside(delivery, failure)
 
