@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.events import CancellationReason, Currency, Customer
 from order_saga.archive import queries as orders
+from order_saga.archive.table import ORDERS
 from order_saga.archive.view import ArchivedOrder, PaymentProgress, Status, Stock
 from saga.archive import queries
 from saga.archive.routes import PAGE_DEFAULT, PAGE_MAX, TimelineStep, cursor, read_cursor
@@ -140,15 +141,19 @@ def routes(database: Database, choreography: Choreography, clock: Clock = utc_no
 
     async def facts_of(order_id: UUID, caller: Caller) -> list[Fact]:
         key = str(order_id)
+        missing = Problem(404, f"nothing is known of an order {order_id}")
+        if caller.owner is not None:
+            # The view's row tells whose it is. To load the events of another's order would take
+            # longer than to find none, and the time would tell that there is one.
+            view = await answer_from(database, lambda connection: ORDERS.find(connection, key))
+            if view is None:
+                raise missing
+            theirs(caller, view.customer, missing)
         facts = await answer_from(
             database, lambda connection: queries.facts_about(connection, [key])
         )
-        missing = Problem(404, f"nothing is known of an order {order_id}")
         if not facts:
             raise missing
-        if caller.owner is not None:
-            told = queries.events_until(facts, choreography, None)
-            theirs(caller, orders.ORDER_VIEW.of(key, told).customer, missing)
         return facts
 
     @router.get("/orders", responses=problems(422))

@@ -374,8 +374,8 @@ def _discreet(deployment: Deployment, report: Report) -> Report:
     """The report, once what is printed hides whom it names. Where the history does not tell who
     that is, what its findings quote is left out."""
     from saga.commands.discretion import Discretion
-    from saga.console.masking import masked_error
     from saga.discovery import choreography
+    from saga.dlq.quotations import masked_error
     from saga.errors import Explained
 
     discretion = Discretion(deployment, choreography())

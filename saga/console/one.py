@@ -15,8 +15,9 @@ from pydantic_core import from_json
 
 from saga.archive.timeline import Hop
 from saga.console.inquiry import Inquiry, apart
-from saga.console.masking import fields_of, masked
+from saga.console.masking import fields_of
 from saga.console.watched import Watched
+from saga.dlq.quotations import masked
 from saga.envelope import Envelope
 from saga.future.asking import computed
 from saga.future.ends import Outlook, outlook

@@ -23,8 +23,8 @@ from saga.console.access import CSRF, PERSONAL, ConsoleAccess, session_of
 from saga.console.letters import WatchedLetters
 from saga.console.live import Ticker
 from saga.console.lookout import SystemWatcher
-from saga.console.masking import masked_error
 from saga.console.watched import Watched
+from saga.dlq.quotations import masked_error
 from saga.graph import svg
 from saga.history import drawing
 from saga.history.sequence import duration

@@ -30,13 +30,16 @@ _OF_LETTER: Final = tuple(column for column in letters.c if column is not letter
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which letters: those that fit everything that is given. Ages are in seconds, since the last
-    failure; `queue` is an origin queue or a dead-letter queue, `error` a part of the error."""
+    failure; `queue` is an origin queue or a dead-letter queue, `error` a part of the error.
+    `masked_error` is a part of what the error says without what it quotes, for who is not shown
+    that: by what is found, they could find it out."""
 
     numbers: tuple[int, ...] = ()
     queue: str | None = None
     service: str | None = None
     type: str | None = None
     error: str | None = None
+    masked_error: str | None = None
     fingerprint: str | None = None
     subject: str | None = None
     older_than: float | None = None
@@ -140,6 +143,9 @@ def conditions_of(
     if selection.error is not None:
         both = c.error_type + ": " + c.error
         found.append(both.icontains(selection.error, autoescape=True))
+    if selection.masked_error is not None:
+        both = c.error_type + ": " + sa.func.masked_error(c.error)
+        found.append(both.icontains(selection.masked_error, autoescape=True))
     moment = now or utc_now()
     if selection.older_than is not None:
         found.append(c.last_failed_at <= moment - timedelta(seconds=selection.older_than))

@@ -19,6 +19,7 @@ from saga.dlq.arrivals import take
 from saga.dlq.audit import AuditEntry, append, newest
 from saga.dlq.groups import LetterGroup, deaths_in, groups_in
 from saga.dlq.letters import Copy, DeadLetter, from_text
+from saga.dlq.quotations import masked_error
 from saga.dlq.replays import Replays
 from saga.dlq.selection import (
     FrozenSelection,
@@ -52,6 +53,7 @@ class Store:
         """Open the store, and make it where there is none."""
         self.path = path_of(url)
         self._engine = sqlite_engine(url)
+        sa.event.listen(self._engine, "connect", _know_masking)
         self.replays = Replays(self._engine)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -385,6 +387,11 @@ class Store:
         """The newest entries of the audit record, the newest first; `before` one of that number."""
         with reading(self._engine) as connection:
             return newest(connection, limit, before)
+
+
+def _know_masking(connection: Any, _: Any) -> None:
+    """Let conditions ask for what `masked_error` leaves of an error."""
+    connection.create_function("masked_error", 1, masked_error, deterministic=True)
 
 
 def _count(connection: Connection, selection: Selection, states: Collection[LetterState]) -> int:

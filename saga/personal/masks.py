@@ -47,7 +47,7 @@ class Masks:
             # A body may say one version and be another, so that those of all are looked at.
             self._paths[kind.type] = tuple(dict.fromkeys((*self._paths.get(kind.type, ()), *paths)))
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """What personal fields are called: a state that is folded from messages calls them the
         same."""
@@ -66,6 +66,20 @@ class Masks:
         for path in paths:
             data = changed_at(data, path, change)
         return data
+
+    def changed_anywhere(self, document: Any, change: Change) -> Any:
+        """A JSON value of no known type, with the texts changed that stand, at any depth, under a
+        name that any of the types gives a personal field."""
+        if isinstance(document, list):
+            return [self.changed_anywhere(each, change) for each in document]
+        if not isinstance(document, dict):
+            return document
+        return {
+            name: changed_texts(each, change)
+            if name in self.names
+            else self.changed_anywhere(each, change)
+            for name, each in document.items()
+        }
 
     def values_in(self, type_: Any, data: Any) -> frozenset[str]:
         """The personal texts in the data of a message of this type; none, if that is unknown."""

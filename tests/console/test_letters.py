@@ -417,6 +417,11 @@ async def test_what_an_error_quotes_is_shown_only_where_bodies_are(
                 assert await shows(client, path, "no customer &#39;‹text of 3›&#39; here")
                 assert not await shows(client, path, "Ada")
                 assert await shows(allowed, path, "no customer &#39;Ada&#39; here")
+            for said, found in (("no customer", True), ("Ada", False)):
+                searched = f"{listed}&error={said}"
+                assert await shows(client, searched, "<strong>1</strong>") == found
+                assert await shows(client, searched, "was not searched")
+                assert await shows(allowed, searched, "<strong>1</strong>")
     discard_all(console_system)
 
 

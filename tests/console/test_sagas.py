@@ -67,6 +67,15 @@ async def test_a_saga_is_found_by_a_part_of_its_id(
         assert await page.locator("#subjects a.row").all_inner_texts() == [key]
 
 
+async def test_a_text_is_not_looked_for_in_masked_names_and_the_page_says_so(
+    browser: Browser, reading: str, orders: list[Subject]
+) -> None:
+    async with opened(browser, f"{reading}/sagas?text=a") as page:
+        assert "was not looked for in customer" in await text(page, "#unseen")
+    async with opened(browser, f"{reading}/sagas") as page:
+        assert await page.locator("#unseen").count() == 0
+
+
 @pytest.mark.parametrize("zone", ["America/New_York", "Australia/Adelaide"])
 @pytest.mark.parametrize("scripts", [True, False])
 async def test_times_are_typed_in_the_zone_in_which_they_are_shown(

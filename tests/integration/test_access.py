@@ -25,7 +25,7 @@ import pytest
 
 from common.events import order_id_of
 from order_service.domain import CancelOrder
-from saga.archive import store
+from saga.archive import queries, store
 from saga.auth import access, audit, keys
 from saga.auth.audit import Audited, entries
 from saga.auth.caller import NotAllowed
@@ -315,6 +315,31 @@ async def test_anothers_order_is_as_if_it_were_not_there(callers: Callers) -> No
             assert anothers.status == missing.status == 404
             assert anothers.detail.replace(order_id, nobodys) == missing.detail
         assert (await asked(served, "GET", f"/orders/{order_id}", ada)).json["status"] == "pending"
+
+
+async def test_the_history_loads_no_event_of_anothers_order(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[list[str]] = []
+    facts_about = queries.facts_about
+
+    def counted(connection: Any, subjects: list[str]) -> Any:
+        loaded.append(subjects)
+        return facts_about(connection, subjects)
+
+    async with closed("saga.archive", callers) as served:
+        known = await furnished(served, callers, OWNER)
+        monkeypatch.setattr(queries, "facts_about", counted)
+        eve = callers.issuer.customers("orders:read", owner="eve")
+        for path in ("/orders/{}", "/orders/{}/timeline"):
+            for order_id in (known["order_id"], str(uuid4())):
+                assert (await asked(served, "GET", path.format(order_id), eve)).status == 404
+            assert loaded == []
+            own = callers.issuer.customers("orders:read")
+            found = await asked(served, "GET", path.format(known["order_id"]), own)
+            assert found.status == 200
+            assert loaded == [[known["order_id"]]]
+            loaded.clear()
 
 
 async def test_nobody_places_an_order_in_anothers_name(callers: Callers) -> None:

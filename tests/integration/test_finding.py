@@ -93,6 +93,13 @@ async def test_orders_are_found_by_text_in_whatever_case(found: Found) -> None:
     assert await found.all(containing="%") == []
 
 
+async def test_text_is_not_looked_for_in_names_that_are_masked(found: Found) -> None:
+    assert await found.all(containing=BROKE[:3], names=False) == []
+    assert await found.all(containing=found.keys[4][5:18], names=False) == [found.keys[4]]
+    assert {*await found.all(containing="EUR", names=False)} == {*found.keys}
+    assert await found.all(fields={"customer": BROKE}) == found.keys[1::3]
+
+
 async def test_orders_are_found_by_how_they_stand(found: Found) -> None:
     assert await found.all(Search(ended_by="order.confirmed")) == found.keys[2::3]
     assert await found.all(Search(type="stock.rejected")) == found.keys[0::3]

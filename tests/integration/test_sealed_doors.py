@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Final, cast
 from uuid import UUID
 
 import httpx
@@ -320,6 +320,10 @@ class BodyPublisher(CopyingPublisher):
         await super().publish(exchange, posting)
 
 
+_SAYING: Final = ("message_id", "correlation_id", "type")
+"""Properties of AMQP that repeat what the envelope says."""
+
+
 class Intake:
     """The order service's intake queue, with a kernel that holds what it is given."""
 
@@ -343,9 +347,15 @@ class Intake:
         self._take = deliveries.taker(queue)
 
     def deliver(
-        self, body: bytes, *, redelivered: bool = False, exchange: str = "", key: str = QUEUE
+        self,
+        body: bytes,
+        *,
+        redelivered: bool = False,
+        exchange: str = "",
+        key: str = QUEUE,
+        raw: bytes = frames.NO_PROPERTIES,
     ) -> None:
-        delivery = Delivery(1, redelivered, exchange, key, frames.NO_PROPERTIES, body)
+        delivery = Delivery(1, redelivered, exchange, key, raw, body)
         self._take(cast(DeliveryChannel, self.channel), delivery)
 
     async def taken(self, count: int = 1) -> Any:
@@ -408,6 +418,44 @@ async def test_a_command_that_cannot_be_read_is_dead_without_its_name(
     assert NAME.encode() not in copy
     opened = await persons.open(json.loads(copy)["data"]["customer"])
     assert opened == name or (opened.endswith("…") and name.startswith(opened[:-1]))
+
+
+async def test_a_message_of_an_unknown_type_is_dead_without_the_names_under_known_keys(
+    persons: Persons,
+) -> None:
+    intake = Intake(persons)
+    document = json.loads(body())
+    sent = {
+        **document,
+        "type": "order.wish",
+        "data": {"wishes": [{"customer": [NAME]}], "note": "stays"},
+    }
+    intake.deliver(json.dumps(sent).encode())
+    await until(lambda: bool(intake.publisher.bodies))
+
+    (copy,) = intake.publisher.bodies
+    assert NAME.encode() not in copy
+    data = json.loads(copy)["data"]
+    assert await persons.open(data["wishes"][0]["customer"][0]) == NAME
+    assert data["note"] == "stays"
+
+
+async def test_logs_of_what_cannot_be_read_tell_ids_and_types_only_where_they_look_like_it(
+    persons: Persons, caplog: pytest.LogCaptureFixture
+) -> None:
+    intake = Intake(persons)
+    document = json.loads(body())
+    sent = json.dumps(document | {"id": NAME, "type": f"order.{NAME}"}).encode()
+    properties = {name: bytes((len(NAME),)) + NAME.encode() for name in _SAYING}
+    intake.deliver(sent, raw=frames.join(properties))
+    await until(lambda: bool(intake.publisher.bodies))
+
+    (record,) = [one for one in caplog.records if "dead" in one.getMessage()]
+    assert "sha256:" in record.getMessage()
+    assert "no reaction here takes messages of type" in record.getMessage()
+    assert NAME not in f"{record.getMessage()} {record.__dict__}"
+    ((_, _, headers),) = intake.publisher.copies
+    assert NAME not in headers[ERROR]
 
 
 @pytest.mark.parametrize("sealing", [True, False], ids=["sealed", "off"])

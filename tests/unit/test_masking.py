@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from saga.console.masking import masked_error, masked_headers
+from saga.console.masking import masked_headers
+from saga.dlq.quotations import masked_error
 from saga.runtime.messaging.dead_letters import ERROR, KEPT, ORIGIN_QUEUE
 
 

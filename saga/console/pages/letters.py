@@ -18,13 +18,14 @@ from starlette.requests import Request
 
 from saga.console.access import PERSONAL, needs
 from saga.console.forms import PAGE, After, Given, Rate, Reason, asked_here, place_of, read_place
-from saga.console.masking import masked, masked_headers
+from saga.console.masking import masked_headers
 from saga.console.site import Site
 from saga.dlq import DlqError, SelectionChanged
 from saga.dlq.desk import ReadingDesk
 from saga.dlq.edit import ENVELOPE, corrected, editable, text_of
 from saga.dlq.examine import REPLAYS_MAX, counts_of
 from saga.dlq.letters import DeadLetter
+from saga.dlq.quotations import masked
 from saga.dlq.replay import FAILING_MAX, ReplaySettings, dry_run
 from saga.dlq.selection import FrozenSelection, Selection, age_seconds
 from saga.dlq.states import HERE, LetterScope, LetterState
@@ -84,13 +85,15 @@ class LetterFilters(BaseModel):
                 said.append(f"--{name.replace('_', '-')} {quote(value)}")
         return "".join(f" {each}" for each in said)
 
-    async def selection(self, desk: ReadingDesk) -> Selection:
-        """Raises `InputError` for what does not exist."""
+    async def selection(self, desk: ReadingDesk, *, clear: bool) -> Selection:
+        """`clear` says that who asks is shown what errors quote. Raises `InputError` for what does
+        not exist."""
         filters = Selection(
             queue=self.queue,
             service=self.service,
             type=self.type,
-            error=self.error,
+            error=self.error if clear else None,
+            masked_error=None if clear else self.error,
             fingerprint=self.fingerprint,
             subject=self.subject,
             older_than=age_seconds("older than", self.older_than),
@@ -203,7 +206,7 @@ def routes(site: Site) -> APIRouter:
         context |= {"count": None, "sparks": {}}
         status = 200
         try:
-            selection = await wanted.selection(desk)
+            selection = await wanted.selection(desk, clear=site.clear(request))
         except InputError as error:
             status, context["said"] = 422, str(error)
         else:
@@ -228,7 +231,7 @@ def routes(site: Site) -> APIRouter:
         request: Request, wanted: ReplayWanted, said: str = "", status: int = 200
     ) -> Response:
         desk = await letters.collected()
-        selection = await wanted.selection(desk)
+        selection = await wanted.selection(desk, clear=site.clear(request))
         place = None if wanted.after is None else read_place(wanted.after, datetime, int)
         at = utc_now()
         found = await asyncio.to_thread(desk.store.numbers, selection, HERE, now=at)
@@ -279,7 +282,7 @@ def routes(site: Site) -> APIRouter:
             force=wanted.force,
         )
         confirmed = FrozenSelection.read(form.confirmed)
-        selection = await wanted.selection(await letters.desk())
+        selection = await wanted.selection(await letters.desk(), clear=site.clear(request))
         try:
             run = await letters.begin(selection, settings, form.reason, confirmed)
         except SelectionChanged as error:
@@ -298,7 +301,7 @@ def routes(site: Site) -> APIRouter:
         status: int = 200,
     ) -> Response:
         desk = await letters.collected()
-        selection = await _selected(wanted, desk)
+        selection = await _selected(wanted, desk, clear=site.clear(request))
         at = utc_now()
         found = await asyncio.to_thread(desk.store.numbers, selection, [turning.old], now=at)
         examples = await asyncio.to_thread(desk.store.page, selection, [turning.old], EXAMPLES_MAX)
@@ -329,7 +332,7 @@ def routes(site: Site) -> APIRouter:
         ) -> Response:
             confirmed = FrozenSelection.read(form.confirmed)
             desk = await letters.desk()
-            selection = await _selected(wanted, desk)
+            selection = await _selected(wanted, desk, clear=site.clear(request))
             change = desk.store.discard if turning.verb == "discard" else desk.store.restore
             try:
                 await asyncio.to_thread(change, selection, form.reason, confirmed=confirmed)
@@ -485,11 +488,11 @@ def _choices(desk: ReadingDesk) -> dict[str, Sequence[str]]:
     }
 
 
-async def _selected(wanted: LetterFilters, desk: ReadingDesk) -> Selection:
+async def _selected(wanted: LetterFilters, desk: ReadingDesk, *, clear: bool) -> Selection:
     """What is to be discarded or restored: never simply all. Raises `InputError`."""
     if not wanted.filters:
         raise InputError("name the letters, by number or by a filter")
-    return await wanted.selection(desk)
+    return await wanted.selection(desk, clear=clear)
 
 
 async def _must_be_known(desk: ReadingDesk, number: int) -> None:

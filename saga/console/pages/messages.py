@@ -15,9 +15,9 @@ from starlette.requests import Request
 
 from saga.archive.messages import LOOKED_AT_MAX, FoundMessage, MessageSearch, find_messages
 from saga.console.access import needs
-from saga.console.masking import masked
 from saga.console.moments import read_moment
 from saga.console.site import Site, segment
+from saga.dlq.quotations import masked
 from saga.envelope import source_of
 from saga.limits import ATTEMPT_MAX, INTEGER_MAX, Text
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from saga.archive.finding import Findings, ListPlace, fields_of, find
+from saga.archive.finding import Findings, ListPlace, fields_of, find, personal_columns
 from saga.archive.routes import SubjectsWanted, cursor, read_cursor
 from saga.archive.view import SubjectView
 from saga.choreography import State
@@ -97,6 +97,7 @@ def routes(site: Site) -> APIRouter:
                 view=view,
                 fields=wanted.fields,
                 containing=wanted.text,
+                names=site.clear(request),
             )
         )
         following = None
@@ -123,6 +124,7 @@ def routes(site: Site) -> APIRouter:
             ends=sorted(t.type for t in site.watched.graph.events if t.role.terminal),
             types=[kind.type for kind in site.watched.graph.recorded],
             sizes=PAGE_SIZES,
+            unseen=() if site.clear(request) or not wanted.text else sorted(personal_columns(view)),
             following=following,
         )
 

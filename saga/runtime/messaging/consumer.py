@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import yarl
 from aio_pika import IncomingMessage, RobustConnection
@@ -25,6 +27,7 @@ from faststream.rabbit import RabbitBroker, RabbitQueue
 
 from saga.choreography import Participant
 from saga.envelope import Decoder, Envelope, Undecodable, digest_of
+from saga.limits import json_of
 from saga.personal.marks import personal_values
 from saga.personal.masks import Hidden
 from saga.personal.persons import Persons
@@ -241,6 +244,31 @@ class _Intake:
         return bool(self.deciding or self.tasks)
 
 
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+
+
+def _recognised(text: str | None, pattern: re.Pattern[str]) -> str | None:
+    """What a message that cannot be read says of itself, as logs tell it: a digest, where it is no
+    id or no type, since it may name a user."""
+    if not text or pattern.fullmatch(text):
+        return text
+    return f"sha256:{hashlib.sha256(text.encode(errors='backslashreplace')).hexdigest()[:12]}"
+
+
+def _unclear_in(delivery: Delivery) -> Iterable[str]:
+    """What of a message that cannot be read its error may repeat, and is no id or type."""
+    try:
+        document = json_of(delivery.body)
+    except ValueError:
+        return
+    if isinstance(document, dict):
+        for name, pattern in (("id", _UUID), ("subject", _UUID), ("type", _TYPE)):
+            value = document.get(name)
+            if isinstance(value, str) and not pattern.fullmatch(value):
+                yield value
+
+
 def _conflicts(outcome: Outcome) -> bool:
     return isinstance(outcome, Failed) and isinstance(outcome.error, Conflicting)
 
@@ -363,7 +391,8 @@ class Deliveries:
     def _refuse(self, intake: _Intake, delivery: Delivery, error: Exception) -> None:
         """Set a delivery aside that is no message for us."""
         self._metrics.undecodable(delivery.properties.type)
-        failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock())
+        unclear = Hidden(_unclear_in(delivery))
+        failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock(), unclear)
         self._begin(intake, delivery, partial(self._bury, delivery, failure))
 
     async def _decide_sealed(
@@ -524,9 +553,12 @@ class Deliveries:
             tracing.active.fail(error, failure.said)
         properties = delivery.properties
         type_ = properties.type
-        what = f"{type_} {properties.message_id} from {failure.queue}"
-        # What could not be decoded may still say this.
-        about = {"subject": properties.correlation_id, "event": properties.message_id}
+        id, subject, told = properties.message_id, properties.correlation_id, type_
+        if failure.reason is Reason.UNDECODABLE:  # What it says may be anything.
+            id, subject = _recognised(id, _UUID), _recognised(subject, _UUID)
+            told = _recognised(told, _TYPE)
+        what = f"{told} {id} from {failure.queue}"
+        about = {"subject": subject, "event": id}
         if wait_ms is None:
             exchange, key = DEAD_EXCHANGE, name
             reason = error.reason if isinstance(error, Undecodable) else failure.reason

@@ -16,15 +16,18 @@ from typing import Any, Final, NamedTuple, TypeVar
 from saga.choreography import Participant
 from saga.envelope import Envelope, Undecodable, digest_of, is_recorded
 from saga.limits import json_of
-from saga.message import Command
+from saga.message import Command, Event
 from saga.personal.marks import (
     document_with_personal,
     personal_fields,
     personal_values,
 )
+from saga.personal.masks import Masks
 from saga.personal.persons import Persons, SealingAway
 from saga.personal.seal import CLEAR_MAX_BYTES, Forgotten, sealed
+from saga.runtime.messaging.dead_letters import ORIGIN_EXCHANGE, ours_in
 from saga.runtime.messaging.frames import Delivery
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 
 T = TypeVar("T")
 
@@ -64,6 +67,9 @@ class IntakeSeal:
     def __init__(self, persons: Persons, participant: Participant) -> None:
         self._persons = persons
         self._kinds = {kind.type: kind for kind in participant.intake if personal_fields(kind)}
+        taken: list[type[Event | Command]] = [*participant.consumes, *participant.intake]
+        self._taken = {kind.type for kind in taken}
+        self._masks = Masks(taken)
         self._asking = {
             kind.type for kind in self._kinds.values() if participant.by_message[kind].intends
         }
@@ -102,28 +108,37 @@ class IntakeSeal:
 
     async def unreadable(self, delivery: Delivery) -> Delivery:
         """A delivery that is no message, with what stands where its type has personal fields
-        sealed. One that is no JSON, or says no type of ours, stays as it is."""
+        sealed. Where it says no type that this participant takes, that is what stands under a name
+        that any of its types gives a personal field. One that is no JSON stays as it is."""
         if not self._persons.sealing:
             return delivery
         try:
             document = json_of(delivery.body)
         except ValueError:
             return delivery
-        kind = self._kinds.get(_text(document, "type"))
-        if kind is None or not isinstance(document, dict):
+        if not isinstance(document, dict):
             return delivery
+        type_ = _text(document, "type")
+        kind = self._kinds.get(type_)
+        if kind is None and (type_ in self._taken or _is_event(delivery)):
+            return delivery  # It stays as it was published, or nothing of its type is personal.
         found: dict[str, str] = {}
 
         def note(value: str) -> str:
             found[value] = _cut(value)
             return value
 
-        document_with_personal(kind, document.get("data"), note)
+        def with_names(change: Callable[[str], str]) -> Any:
+            if kind is None:
+                return self._masks.changed_anywhere(document, change)
+            return document | {"data": document_with_personal(kind, document.get("data"), change)}
+
+        with_names(note)
         if not found:
             return delivery
         by_value = await self._insist(lambda: self._persons.seal(found.values()))
-        body = _changed(kind, document, lambda value: by_value[found[value]])
-        return delivery.with_body(body)
+        whole = with_names(lambda value: by_value[found[value]])
+        return delivery.with_body(json.dumps(whole, ensure_ascii=False).encode())
 
     async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
         """What comes of work with the key store, once that is there."""
@@ -153,6 +168,12 @@ def _changed(kind: type[Command], document: Any, change: Callable[[str], str]) -
     """The JSON document with the personal texts in its data changed, and all else as it came."""
     data = document_with_personal(kind, document.get("data"), change)
     return json.dumps(document | {"data": data}, ensure_ascii=False).encode()
+
+
+def _is_event(delivery: Delivery) -> bool:
+    """Whether a participant has published it: others may not, on the exchange of events."""
+    origin = ours_in(delivery).get(ORIGIN_EXCHANGE, delivery.exchange)
+    return EVENTS_EXCHANGE in (origin, delivery.exchange)
 
 
 def _text(document: Any, name: str) -> str:
