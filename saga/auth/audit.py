@@ -281,14 +281,15 @@ class Trail:
             self.close()
 
     def write(self, decision: _Decision, *, before_answer: bool) -> None:
-        """Append its line: at once, or within `FLUSH_SECONDS` where it may wait, if only until an
-        answer, and an event loop runs."""
+        """Append its line: at once; where it may wait until an answer, with the next `flush`; or
+        within `FLUSH_SECONDS` where it may wait longer and an event loop runs."""
         self._waiting.append(decision)
         if not decision.may_wait:
-            if not before_answer:
+            if before_answer and len(self._waiting) < _WAITING_MAX:
+                self.matters = True
+            else:
                 self.flush()
-                return
-            self.matters = True
+            return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

@@ -28,6 +28,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -305,10 +306,9 @@ class Bodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        too_long = Problem(413, f"the body may have at most {self._max_bytes} bytes").response()
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self._max_bytes:
-            await too_long(scope, receive, send)
+            await self._too_long()(scope, receive, send)
             return
         # Read it whole before the application does: what is within the limit fits in memory.
         messages: list[Message] = []
@@ -320,7 +320,7 @@ class Bodies:
             messages.append(message)
             length += len(message.get("body", b""))
             if length > self._max_bytes:
-                await too_long(scope, receive, send)
+                await self._too_long()(scope, receive, send)
                 return
             if not message.get("more_body", False):
                 break
@@ -329,6 +329,9 @@ class Bodies:
             return messages.pop(0) if messages else await receive()
 
         await self._app(scope, replay, send)
+
+    def _too_long(self) -> JSONResponse:
+        return Problem(413, f"the body may have at most {self._max_bytes} bytes").response()
 
 
 class Deadline:
