@@ -132,7 +132,7 @@ _SERVING = ("fastapi", "faststream", "uvicorn", "opentelemetry", "prometheus_cli
     ("command", "unneeded"),
     [
         ("--help", ("sqlalchemy", "alembic", *_SERVING)),
-        ("costs", ("alembic", *_SERVING)),  # `check` runs the migrations.
+        ("map", ("alembic", *_SERVING)),  # `check` runs the migrations.
         ("stuck", ("alembic", *_SERVING)),
     ],
 )
