@@ -340,7 +340,7 @@ async def test_killed_right_after_the_keys_end_it_names_what_began_meanwhile_whe
     done = await scene.forget(scene.person_id)
 
     assert done.began == ["too late"]
-    (line,) = [line for line in done.left if "began" in line]
+    (line,) = [line for line in done.left if "begun" in line]
     assert line.endswith("look at them: too late")
     assert requests.waiting_in(scene.folder) == ()
     audit = Store(str(scene.deployment.dead_letters_url))
