@@ -34,6 +34,7 @@ from notification_service.store import notifications
 from order_service.domain import OrderStatus
 from order_service.store import orders
 from payment_service.gateway import Fault, FaultMode, SandboxGateway
+from saga.deployment import Deployment
 from saga.discovery import choreography
 from saga.dlq.desk import open_desk
 from saga.dlq.replay import ReplayResult, ReplaySettings, replay
@@ -48,6 +49,7 @@ from saga.reconcile import reconcile
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.urls import sqlite_url
 from saga.schemas.registry import EXAMPLES, RELEASED, problems
+from saga.status import status
 from tests.forked import spawn
 from tests.polling import until
 
@@ -141,6 +143,17 @@ def mails(connection: Connection) -> dict[str, str]:
     return {str(id): str(status) for id, status in connection.execute(query)}
 
 
+async def is_at_its_end(deployment: Deployment) -> bool:
+    """Whether no order and no mail is under way any more, and the archive has all about them."""
+    url = deployment.database_urls["notification"]
+    found = await asyncio.to_thread(read_database, url, mails)
+    under_way = {NotificationStatus.SENDING, NotificationStatus.WAITING}
+    if found.keys() != EXPECTED.keys() or {*found.values()} & under_way:
+        return False
+    at_rest = (await status(deployment, choreography())).at_rest
+    return at_rest and (await reconcile(deployment, grace_seconds=0.0)).ok
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def upgraded(
     tmp_path_factory: pytest.TempPathFactory,
@@ -175,6 +188,7 @@ async def upgraded(
                 dead = await asyncio.to_thread(desk.store.find, Selection(), HERE)
                 ours = tuple(letter.number for letter in dead if letter.subject in EXPECTED)
                 replayed = await replay(desk, Selection(numbers=ours), ReplaySettings())
+            await until(partial(is_at_its_end, deployment))
             yield Upgraded(system, replayed)
 
 
@@ -194,17 +208,7 @@ async def test_every_order_ends_as_the_release_would_have_ended_it(upgraded: Upg
 @in_one_loop
 async def test_every_customer_is_told_or_left_to_a_person(upgraded: Upgraded) -> None:
     url = upgraded.system.deployment.database_urls["notification"]
-    read = partial(asyncio.to_thread, read_database, url, mails)
-
-    async def nothing_is_under_way() -> bool:
-        found = await read()
-        return found.keys() == EXPECTED.keys() and not {*found.values()} & {
-            NotificationStatus.SENDING,
-            NotificationStatus.WAITING,
-        }
-
-    await until(nothing_is_under_way)
-    found = await read()
+    found = await asyncio.to_thread(read_database, url, mails)
     unusual = {
         EXPECTED[id]["key"]: status
         for id, status in found.items()
