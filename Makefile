@@ -5,10 +5,10 @@ ROUNDS ?= 10
 # The virtual environment; scripts/setup makes it with PYTHON, if that is set.
 VENV ?= .venv
 # The tests' workers, each with servers of its own and some 1.5 GB: one more than there are cores, as
-# half of a worker's time is waiting, and no more than four. Each takes tests in their order and, once
-# it has none left, from another one's end: so a module's fixtures are seldom made twice.
+# half of a worker's time is waiting, and no more than four. A file's tests stay with one worker, in
+# their order: some modules tell of one system step by step, and no module's fixtures are made twice.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN) && echo $$((cores < 3 ? cores + 1 : 4)))
-PARALLEL = --numprocesses $(WORKERS) --dist worksteal
+PARALLEL = --numprocesses $(WORKERS) --dist loadfile
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
