@@ -130,7 +130,7 @@ class Answering:
         if not self._recorded:
             self._recorded = True
             self._record("not answered")
-            self._trail.keep()
+        self._trail.keep()  # Also what was decided once the answer had begun.
 
 
 def _path(scope: Scope) -> str:
