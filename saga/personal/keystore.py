@@ -42,7 +42,13 @@ from saga.personal.seal import (
 )
 from saga.retry import TransientError
 from saga.runtime.kernel.database import DatabaseError, is_postgresql
-from saga.runtime.kernel.sqlite import file_identity, made_by_one, sqlite_engine, sqlite_file
+from saga.runtime.kernel.sqlite import (
+    empty_log,
+    file_identity,
+    made_by_one,
+    sqlite_engine,
+    sqlite_file,
+)
 from saga.runtime.kernel.tables import Schema, Utc, microseconds_of
 from saga.runtime.urls import printable
 
@@ -59,7 +65,6 @@ _INDEX: Final = "index"
 _LIST_PAGE: Final = 500
 WIPE_SECONDS: Final = 5.0
 """How long what was destroyed is tried to be taken out of a log that is being read."""
-_WIPE_PAUSE_SECONDS: Final = 0.05
 
 T = TypeVar("T")
 Column = Literal["digest", "person_id"]
@@ -217,17 +222,13 @@ class _File:
         with self._there():
             raw = self._engine.raw_connection()
             try:
-                deadline = time.monotonic() + WIPE_SECONDS
-                while raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                    if time.monotonic() > deadline:
-                        log.warning(
-                            "%s-wal is being read, so that keys which were replaced or destroyed "
-                            "are still in it: restart what reads it, and rotate the master key "
-                            "once more (saga persons rotate-key)",
-                            self._path,
-                        )
-                        return
-                    time.sleep(_WIPE_PAUSE_SECONDS)
+                if not empty_log(raw, WIPE_SECONDS):
+                    log.warning(
+                        "%s-wal is being read, so that keys which were replaced or destroyed are "
+                        "still in it: restart what reads it, and rotate the master key once more "
+                        "(saga persons rotate-key)",
+                        self._path,
+                    )
             finally:
                 raw.close()
 

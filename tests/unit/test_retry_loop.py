@@ -255,11 +255,10 @@ SLEEPING = {
     "payment_service/gateway.py SandboxGateway._ask": "plays a slow provider",
     "payment_service/gateway.py SandboxGateway._commit_with_room": "has a deadline",
     "saga/runtime/kernel/sqlite.py made_by_one": "has a deadline",
-    "saga/runtime/kernel/sqlite.py scrub": "has a deadline",
+    "saga/runtime/kernel/sqlite.py empty_log": "has a deadline",
     "saga/runtime/messaging/sealing.py IntakeSeal._insist": "persons",
     "saga/personal/persons.py Persons.open": "persons",
     "saga/personal/forgetting.py Forgetter._outwait": "waits once, for what processes know",
-    "saga/personal/keystore.py _File.wipe": "has a deadline",
     "saga/personal/whom.py PersonLookup.not_recorded": "has a deadline",
     "saga/personal/forgetting.py Forgetter._end": "has a deadline",
 }

@@ -223,13 +223,21 @@ def scrub(path: Path) -> None:
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute("PRAGMA temp_store = MEMORY")  # Its copy is in no other file.
         connection.execute("VACUUM")
-        deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
-        while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-            if time.monotonic() > deadline:
-                raise sqlite3.OperationalError(
-                    f"{path}-wal is being read all the time, so what was deleted is still in it"
-                )
-            time.sleep(0.05)
+        if not empty_log(connection, BUSY_TIMEOUT_SECONDS):
+            raise sqlite3.OperationalError(
+                f"{path}-wal is being read all the time, so what was deleted is still in it"
+            )
+
+
+def empty_log(connection: Any, seconds: float) -> bool:
+    """Empty a file's log into it, over a connection of sqlite3's; False where others were reading
+    it for so long. Blocks."""
+    deadline = time.monotonic() + seconds
+    while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def read_file(url: str, query: Callable[[Connection], T]) -> T:
