@@ -18,7 +18,7 @@ from joserfc.jwk import ECKey, KeySet, OKPKey, RSAKey
 from saga.auth.tokens import SIGNATURES
 
 AUDIENCE: Final = "saga-services"
-OWNER: Final = "ada"
+OWNER: Final = "rosalind"
 
 SigningKey = RSAKey | ECKey | OKPKey
 _ALGORITHMS: Final = {RSAKey: "RS256", ECKey: "ES256", OKPKey: "EdDSA"}

@@ -192,7 +192,7 @@ async def test_bodies_are_shown_to_those_who_may_read_personal_data(
     closed: str, people: Provider, console_system: System
 ) -> None:
     """Though the console was started with `--bodies`."""
-    await bury(console_system.deployment, 1, mark="shown", error="no customer 'Ada' here")
+    await bury(console_system.deployment, 1, mark="shown", error="no customer 'Rosalind' here")
     listed = "/letters?fingerprint=shown"
     async with (
         visitor(closed, people, "operator-1") as operator,
@@ -207,8 +207,8 @@ async def test_bodies_are_shown_to_those_who_may_read_personal_data(
             (letter,) = store.find(Selection(fingerprint="shown"))
         for path in (listed, f"/letters/{letter.number}"):
             for headers in ({}, {"X-Live": "1"}):
-                assert "Ada" in (await admin.get(path, headers=headers)).text
-                assert "Ada" not in (await operator.get(path, headers=headers)).text
+                assert "Rosalind" in (await admin.get(path, headers=headers)).text
+                assert "Rosalind" not in (await operator.get(path, headers=headers)).text
         looked = (await admin.get("/audit/trail?personal=yes&action=number")).text
         assert "admin-1" in looked.partition("<tbody>")[2]
         assert "operator-1" not in looked.partition("<tbody>")[2]
