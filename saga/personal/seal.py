@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # Declaring a field loads no cipher.
     from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 PREFIX: Final = "~1."
-PERSON_BYTES: Final = 16
 KEY_BYTES: Final = 64
 """Of a person's key: AES-256 in SIV mode takes two."""
 CLEAR_MAX_BYTES: Final = 512
@@ -75,13 +74,15 @@ def seal_under(cipher: AESSIV, person_id: str, clear: str) -> str:
 
 def open_under(cipher: AESSIV, value: str) -> str:
     """What was sealed. Raises `Unsealable` if it was not sealed under this key, or was changed."""
-    from cryptography.exceptions import InvalidTag
-
     person_id = person_id_in(value)
     try:
         data = cipher.decrypt(bytes_of_text(value[26:]), [_CONSTANT, person_id.encode()])
         return data[1:].decode()
-    except (InvalidTag, NotBase64, ValueError):
+    except Exception as error:
+        from cryptography.exceptions import InvalidTag
+
+        if not isinstance(error, InvalidTag | NotBase64 | ValueError):
+            raise
         raise Unsealable(
             f"a sealed value of person {person_id} cannot be opened: it was changed, or sealed "
             f"under a key that another key store holds"
@@ -89,9 +90,10 @@ def open_under(cipher: AESSIV, value: str) -> str:
 
 
 def shown(value: str) -> str:
-    """A value as it is shown to who may not read it: whose it is, or how it begins and ends."""
+    """A value as it is shown to who may not read it: how the id of its person ends, or how it
+    begins and ends itself."""
     if sealed(value):
-        return f"person {value[3:7]}…"
+        return f"person …{value[21:25]}"
     name, at, host = value.rpartition("@")
     if at and name and host:
         return f"{name[0]}…@{host[0]}…"

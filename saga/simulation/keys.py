@@ -25,6 +25,7 @@ from saga.personal.keystore import (
     add_to,
     find_in,
     persons_table,
+    since_in,
 )
 from saga.personal.master import MASTER_MIN_BYTES, MasterKeys
 from saga.personal.seal import open_under, person_id_in
@@ -149,6 +150,9 @@ class KeysFromAfar:
 
     def find(self, column: Column, values: Sequence[Any]) -> list[PersonKey]:
         return self._ask(partial(find_in, self._keys.raw, column, values))
+
+    def since(self, person_id: str) -> list[PersonKey]:
+        return self._ask(partial(since_in, self._keys.raw, person_id))
 
     def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
         known = self._ask(partial(self._keys.add, rows), writes=True)

@@ -9,16 +9,24 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from saga.personal import Forgotten, Unsealable, sealed
-from saga.personal.keystore import KeyStore, KeyStoreAway, UnknownPerson
+from saga.personal.keystore import (
+    AHEAD_MAX,
+    AHEAD_SECONDS,
+    KeyStore,
+    KeyStoreAway,
+    UnknownPerson,
+)
 from saga.personal.master import MasterKeyError, MasterKeys
 from saga.personal.opening import made_key, master_keys, open_store
 from saga.personal.persons import Persons, SealingAway
+from saga.personal.seal import person_id_in
 from saga.runtime.settings import PersonalSettings, load
 from saga.runtime.urls import sqlite_url
 from tests.command import saga
@@ -413,6 +421,23 @@ def test_under_a_retired_persons_key_nothing_new_is_sealed_and_what_was_can_be_o
     assert other.open(new) == "anna"
 
 
+class Counted:
+    """A way to the database that counts what it is asked for by."""
+
+    def __init__(self, ground: Any) -> None:
+        self.queries: list[tuple[str, Any]] = []
+        self._ground = ground
+
+    def __getattr__(self, name: str) -> Any:
+        work = getattr(self._ground, name)
+
+        def asked(*arguments: Any) -> Any:
+            self.queries.append((name, arguments))
+            return work(*arguments)
+
+        return asked
+
+
 @pytest.mark.parametrize("names", [["anna"], ["anna", "bert", "cora"]])
 def test_what_is_sealed_under_keys_that_are_retired_is_opened_with_one_query(
     opened: Open, names: list[str]
@@ -422,15 +447,62 @@ def test_what_is_sealed_under_keys_that_are_retired_is_opened_with_one_query(
     for text in texts.values():
         store.retire(str(store.person_of(text)))
     reader = opened()
-    queries: list[Any] = []
-    find = reader._ground.find
-
-    def counting(column: Any, values: Any) -> Any:
-        queries.append(values)
-        return find(column, values)
-
-    reader._ground.find = counting  # type: ignore[method-assign]  # to count
-    reader._read_cipher = None  # type: ignore[assignment, method-assign]  # reads one alone
+    ground = reader._ground = Counted(reader._ground)
 
     assert reader.open_all(texts.values()) == {text: name for name, text in texts.items()}
-    assert len(queries) == 1
+    assert len(ground.queries) == 1
+
+
+def test_who_opens_one_of_a_new_person_knows_those_made_next(opened: Open) -> None:
+    store = opened()
+    texts = [store.seal(f"customer {number}") for number in range(3)]
+    texts += [*store.seal_all(f"customer {number}" for number in range(3, AHEAD_MAX // 2)).values()]
+    reader = opened()
+    ground = reader._ground = Counted(reader._ground)
+
+    first, *others = sorted(texts)
+    assert reader.opened(first) is None
+    assert reader.open_all([first])[first].startswith("customer")
+
+    assert len(ground.queries) == 1
+    assert {reader.opened(text) for text in texts} == {
+        f"customer {number}" for number in range(AHEAD_MAX // 2)
+    }
+    later = store.seal("ben")
+    assert reader.opened(later) is None
+    assert reader.open_all([later, *others])[later] == "ben"
+
+
+def test_of_one_who_came_long_ago_no_others_are_read(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, reader = opened(), opened()
+    monkeypatch.setattr(
+        store, "_now", lambda: datetime.now(UTC) - timedelta(seconds=AHEAD_SECONDS + 1)
+    )
+    old, other = (store.seal(name) for name in ("anna", "ben"))
+
+    assert reader.open_all([old]) == {old: "anna"}
+    assert reader.opened(other) is None
+    assert reader.open_all([other]) == {other: "ben"}
+
+
+def test_a_row_that_no_master_key_opens_is_in_the_way_of_no_other(opened: Open) -> None:
+    both = MasterKeys.of(f"{master_key()}\n{KEY}", "both")
+    older, newer, reader = opened(), opened(both), opened()
+    texts = [older.seal("anna"), newer.seal("ben")]
+
+    assert reader.open_all(texts[:1]) == {texts[0]: "anna"}
+    with pytest.raises(MasterKeyError, match="put that key back"):
+        reader.open_all(texts)
+
+
+def test_of_those_read_ahead_a_forgotten_one_is_not_known(opened: Open) -> None:
+    store, reader = opened(), opened()
+    texts = [store.seal(name) for name in ("anna", "ben", "cora")]
+    store.forget(person_id_in(texts[1]), "asked")
+
+    assert reader.open_all([min(texts[0], texts[2])])
+    with pytest.raises(Forgotten):
+        reader.open_all(texts)
+    assert reader.open_all([texts[0], texts[2]]).keys() == {texts[0], texts[2]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
 from saga.personal import Personal, Unsealable, personal_fields, sealed, shown
-from saga.personal.keystore import new_person_id
+from saga.personal.keystore import made_at, new_person_id
 from saga.personal.marks import document_with_personal, personal_values, with_personal
 from saga.personal.seal import (
     CLEAR_MAX_BYTES,
@@ -105,10 +106,26 @@ def test_the_longest_value_fits_and_a_longer_one_is_named() -> None:
 
 
 def test_ids_of_persons_are_of_one_length_and_all_different() -> None:
-    ids = {new_person_id() for _ in range(1_000)}
+    now = datetime.now(UTC)
+    ids = {new_person_id(now) for _ in range(1_000)}
 
     assert len(ids) == 1_000
     assert {len(id) for id in ids} == {22}
+
+
+def test_ids_of_persons_are_in_the_order_in_which_they_were_made() -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    moments = [start + timedelta(seconds=number * number / 50) for number in range(1_000)]
+    ids = [new_person_id(moment) for moment in moments]
+
+    assert [id[:10] for id in ids] == sorted(id[:10] for id in ids)
+    for id, moment in zip(ids, moments, strict=True):
+        assert made_at(id) == pytest.approx(moment.timestamp(), abs=0.01)
+        assert sealed(seal_under(KEY, id, "anna"))
+
+
+def test_an_older_id_which_is_all_random_tells_no_time() -> None:
+    assert made_at("7hGk_-Xy0123456789abcd") == 0.0
 
 
 def test_personal_fields_are_found_wherever_they_are() -> None:
@@ -184,7 +201,7 @@ def test_a_reader_from_before_is_compared_with_what_is_written_in_clear() -> Non
 def test_sealed_values_within_a_text_are_masked_and_nothing_else(before: str, after: str) -> None:
     text = seal_under(KEY, ANNA, "Anna Muster")
 
-    assert masked_in(f"{before}{text}{after}") == f"{before}person AAAA…{after}"
+    assert masked_in(f"{before}{text}{after}") == f"{before}person …AAAA{after}"
     assert masked_in(before) == before
 
 
@@ -194,7 +211,7 @@ def test_sealed_values_within_a_text_are_masked_and_nothing_else(before: str, af
         ("anna@example.com", "a…@e…"),
         ("Anna Muster", "A…"),
         ("", ""),
-        (seal_under(KEY, ANNA, "Anna Muster"), "person AAAA…"),
+        (seal_under(KEY, ANNA, "Anna Muster"), "person …AAAA"),
     ],
 )
 def test_a_masked_value_tells_little(value: str, expected: str) -> None:
