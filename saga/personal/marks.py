@@ -148,9 +148,14 @@ def with_personal(message: M, change: Callable[[str], str]) -> M:
     """The message, with the texts in its personal fields changed; the message itself where none
     is. Nothing is validated again: a sealed text is taken wherever a clear one was."""
     whole: Any = message
+    update: dict[str, str] = {}
     for path in personal_fields(type(message)):
-        whole = changed_at(whole, path, change)
-    changed: M = whole
+        if len(path) == 1 and isinstance(before := getattr(message, path[0]), str):  # As most are.
+            if before and (after := change(before)) is not before:
+                update[path[0]] = after
+        else:
+            whole = changed_at(whole, path, change)
+    changed: M = whole.model_copy(update=update) if update else whole
     return changed
 
 

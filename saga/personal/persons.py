@@ -8,6 +8,7 @@ transaction.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -97,24 +98,38 @@ class Persons:
             await asyncio.to_thread(self._store.close)
 
     def sealed_at_once(self, message: M) -> M | None:
-        """The message with its personal values sealed, where that needs no asking; else None."""
+        """The message as it is to be published: with its values sealed where this process seals,
+        and those that came sealed known to be this key store's; None where that needs asking.
+        Raises `Unsealable` where one only looks sealed."""
         found: dict[str, str] = {}
         for value in personal_values(message):
-            if not sealed(value):
+            if sealed(value):
+                if not self._opens_at_once(value):
+                    return None
+            elif self.sealing:
                 known = None if self._store is None else self._store.known(value)
                 if known is None:
                     return None
                 found[value] = known
         return _with(message, found)
 
-    def opens_at_once(self, message: BaseModel) -> bool:
-        """Whether the sealed values of a message are known to be this key store's, without asking
-        it. Raises `Unsealable` where one is known not to be."""
-        return all(
-            self._store is not None and self._store.opened(value) is not None
-            for value in personal_values(message)
-            if sealed(value)
-        )
+    def _opens_at_once(self, value: str) -> bool:
+        return self._store is not None and self._store.opened(value) is not None
+
+    async def learn(self, values: Iterable[str]) -> None:
+        """Ask the store about all these values in one go, so that they are sealed and opened at
+        once from then on. If it is away, or one of them is wrong, they may be unknown as before:
+        who asks about each alone is told why."""
+        texts = {*values}
+        to_open = {value for value in texts if sealed(value)}
+        to_seal = texts - to_open if self.sealing else set()
+
+        def ask(store: KeyStore) -> None:
+            store.open_all(to_open)
+            store.seal_all(to_seal)
+
+        with contextlib.suppress(Exception):
+            await self._ask(ask)
 
     async def check_sealed(self, message: BaseModel) -> None:
         """Let no text pass for a sealed value that only looks like one, nor one of who is
@@ -131,9 +146,6 @@ class Persons:
     async def seal_message(self, message: M) -> M:
         """The message with its personal values sealed. Raises `SealingAway`, and ValueError for a
         value that is too long."""
-        done = self.sealed_at_once(message)
-        if done is not None:
-            return done
         return _with(message, await self.seal(personal_values(message)))
 
     async def seal(self, values: Iterable[str]) -> dict[str, str]:

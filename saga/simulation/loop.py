@@ -273,9 +273,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def run_in_executor(
         self, executor: Any, func: Callable[[Unpack[Ts]], Any], *args: *Ts
-    ) -> asyncio.Task[Any]:
+    ) -> asyncio.Future[Any]:
         """Call what blocks, in the one thread of an executor, or in one of its own. Where it blocks
-        it waits by `sqlalchemy.util.await_only`, and all else goes on meanwhile."""
+        it waits by `sqlalchemy.util.await_only`, and all else goes on meanwhile. A thread goes on
+        when who waits for it is cancelled."""
         before = None if executor is None else self._threads.get(executor)
 
         async def called() -> Any:
@@ -286,7 +287,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         task = self.create_task(called())
         if executor is not None:
             self._threads[executor] = task
-        return task
+        return asyncio.shield(task)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")

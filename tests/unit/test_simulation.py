@@ -23,7 +23,6 @@ from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
-from pydantic import BaseModel
 from sqlalchemy.engine import Connection
 from typer.testing import CliRunner
 
@@ -732,7 +731,7 @@ class RemembersKeysForEver(KeyStore):
 class BelievesAnyText(Persons):
     """Takes what looks sealed for sealed."""
 
-    def opens_at_once(self, message: BaseModel) -> bool:
+    def _opens_at_once(self, value: str) -> bool:
         return True
 
     async def open_now(self, value: str) -> str:

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import yarl
 from aio_pika import IncomingMessage, RobustConnection
@@ -225,6 +225,14 @@ class DeliveryChannel(AckChannel, Protocol):
     on_lost: list[Callable[[], None]]
 
 
+class _Unsealed(NamedTuple):
+    """A command, and which retry of it this is."""
+
+    delivery: Delivery
+    envelope: Envelope[Any]
+    attempts: int
+
+
 class _Intake:
     """What came of one queue on one channel, and is not settled yet."""
 
@@ -235,7 +243,10 @@ class _Intake:
         self.deciding: dict[int, Work] = {}
         """Keyed by tag."""
         self.tasks: set[asyncio.Task[None]] = set()
-        """What sets messages aside."""
+        """What sets messages aside, or has them sealed."""
+        self.unsealed: list[_Unsealed] = []
+        """What waits until the key store is asked about it, all at once."""
+        self.sealing: asyncio.Task[None] | None = None
         self.leaving = False
         """Whether nothing more is taken of it: another replica is to get what comes."""
 
@@ -378,15 +389,11 @@ class Deliveries:
         if seal is None or not seal.concerns(envelope):
             self._decide(intake, delivery, envelope, attempts)
             return
-        try:
-            known = seal.at_once(envelope)
-        except ValueError as error:
-            self._refuse(intake, delivery, Undecodable("invalid", str(error)))
-            return
-        if known is not None:
-            self._decide(intake, delivery, known.envelope, attempts, known)
-        else:
-            self._start(intake, self._decide_sealed(seal, intake, delivery, envelope, attempts))
+        command = _Unsealed(delivery, envelope, attempts)
+        if not self._decide_known(seal, intake, command):
+            intake.unsealed.append(command)
+            if intake.sealing is None or intake.sealing.done():
+                intake.sealing = self._start(intake, self._decide_unsealed(seal, intake))
 
     def _refuse(self, intake: _Intake, delivery: Delivery, error: Exception) -> None:
         """Set a delivery aside that is no message for us."""
@@ -395,15 +402,36 @@ class Deliveries:
         failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock(), unclear)
         self._begin(intake, delivery, partial(self._bury, delivery, failure))
 
-    async def _decide_sealed(
-        self,
-        seal: IntakeSeal,
-        intake: _Intake,
-        delivery: Delivery,
-        envelope: Envelope[Any],
-        attempts: int,
-    ) -> None:
+    def _decide_known(self, seal: IntakeSeal, intake: _Intake, command: _Unsealed) -> bool:
+        """Decide on a command, if it can be sealed without asking the key store."""
+        delivery, envelope, attempts = command
+        try:
+            known = seal.at_once(envelope)
+        except ValueError as error:
+            self._refuse(intake, delivery, Undecodable("invalid", str(error)))
+            return True
+        if known is not None:
+            self._decide(intake, delivery, known.envelope, attempts, known)
+        return known is not None
+
+    async def _decide_unsealed(self, seal: IntakeSeal, intake: _Intake) -> None:
+        """Ask the key store about all that waits, and decide on it. What it has no answer to goes
+        on alone. What comes meanwhile is the next group."""
+        while intake.unsealed:
+            group, intake.unsealed = intake.unsealed, []
+            await seal.learn([command.envelope for command in group])
+            for command in group:
+                try:
+                    known = self._decide_known(seal, intake, command)
+                except Exception:
+                    self._leave_unsealed(intake, command)
+                else:
+                    if not known:
+                        self._start(intake, self._decide_sealed(seal, intake, command))
+
+    async def _decide_sealed(self, seal: IntakeSeal, intake: _Intake, command: _Unsealed) -> None:
         """Decide on it once it is sealed, however long the key store is away."""
+        delivery, envelope, attempts = command
         try:
             tried = delivery.redelivered or attempts > 0
             known = await seal.once_sealed(envelope, tried=tried)
@@ -412,11 +440,16 @@ class Deliveries:
         except ValueError as error:
             self._refuse(intake, delivery, Undecodable("invalid", str(error)))
         except Exception:
-            with naming(Hidden(personal_values(envelope.data))):
-                log.exception("a delivery of %s was not sealed; the broker has it", intake.queue)
-            intake.acknowledger.reject(delivery.tag)
+            self._leave_unsealed(intake, command)
         else:
             self._decide(intake, delivery, known.envelope, attempts, known)
+
+    @staticmethod
+    def _leave_unsealed(intake: _Intake, command: _Unsealed) -> None:
+        """Leave a command to the broker, for a reason that nothing foresees."""
+        with naming(Hidden(personal_values(command.envelope.data))):
+            log.exception("a delivery of %s was not sealed; the broker has it", intake.queue)
+        intake.acknowledger.reject(command.delivery.tag)
 
     def _decide(
         self,
@@ -486,10 +519,11 @@ class Deliveries:
         self._start(intake, settled())
 
     @staticmethod
-    def _start(intake: _Intake, work: Coroutine[Any, Any, None]) -> None:
+    def _start(intake: _Intake, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         intake.tasks.add(task)
         task.add_done_callback(intake.tasks.discard)
+        return task
 
     async def _decide_traced(
         self,

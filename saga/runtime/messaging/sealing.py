@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, NamedTuple, TypeVar
 
 from saga.choreography import Participant
@@ -86,12 +86,15 @@ class IntakeSeal:
     def at_once(self, envelope: Envelope[Any]) -> SealedCommand | None:
         """The command sealed, if that needs no asking of the key store. Raises ValueError for a
         value that only looks sealed."""
-        if not self._persons.opens_at_once(envelope.data):
-            return None
-        if not self._persons.sealing:
-            return SealedCommand(envelope, envelope)
         data = self._persons.sealed_at_once(envelope.data)
         return None if data is None else _sealed(envelope, data)
+
+    async def learn(self, envelopes: Iterable[Envelope[Any]]) -> None:
+        """Ask the key store once about all these commands, so that they are sealed `at_once`. Those
+        that it has no answer to are as before: `once_sealed` waits for it, or says why."""
+        await self._persons.learn(
+            value for envelope in envelopes for value in personal_values(envelope.data)
+        )
 
     async def once_sealed(self, envelope: Envelope[Any], *, tried: bool) -> SealedCommand:
         """The command sealed, however long the key store is away. `tried` says that it may have
