@@ -239,7 +239,8 @@ def cost_of_sealing(
 ) -> None:
     """What it costs to seal personal data. Exit status 1 if that is too much."""
     found = _on_a_node(partial(sealing, rounds=rounds, orders=orders, report=_report))
-    _tell(found, {"sealed, customers": [one.customers for one in found]}, as_json=as_json)
+    names = {"placed over": [one.door for one in found], "by": [one.customers for one in found]}
+    _tell(found, names, as_json=as_json)
 
 
 @app.command("auth")

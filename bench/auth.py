@@ -25,6 +25,7 @@ from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
 
 from bench.compare import Spread
+from bench.over_http import placed, placing
 from bench.rig import Bench, Report, Variant, exact_cpu_seconds, started
 from saga.auth.keys import new_key, write_keys
 from saga.auth.settings import KEYS_FILE_NAME
@@ -35,7 +36,6 @@ COST_MAX: Final = 0.05
 """Of the order service's CPU: where that is what limits orders a second, of these as well."""
 OFF_COST_MAX: Final = 0.02
 """The same, for a hook that is there and asks no caller."""
-CONNECTIONS: Final = 16
 CONFIRMED_SECONDS: Final = 60.0
 ISSUER: Final = "https://issuer.example"
 AUDIENCE: Final = "bench"
@@ -246,37 +246,19 @@ async def _all(loads: list[dict[str, Any]]) -> list[float]:
 
 async def _load(load: dict[str, Any]) -> float:
     """Place the orders; gives the seconds that took."""
-    numbers, port = iter(range(load["orders"])), load["port"]
-    credentials: list[str] = load["credentials"]
-
-    async def connection() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for number in numbers:
-            writer.write(_request(load["prefix"], number, credentials))
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 202"):
-                raise RuntimeError(f"the answer is {head[:200]!r}")
-            _, _, length = head.lower().partition(b"content-length: ")
-            await reader.readexactly(int(length.split(b"\r\n")[0]))
-        writer.close()
-
+    tokens: list[str] = load["credentials"] or [""]
+    requests = (
+        placing(_order(number), f"{load['prefix']}-{number}", tokens[number % len(tokens)])
+        for number in range(load["orders"])
+    )
     began = time.monotonic()
-    await asyncio.gather(*(connection() for _ in range(CONNECTIONS)))
+    await placed(load["port"], requests)
     return time.monotonic() - began
 
 
-def _request(prefix: str, number: int, credentials: list[str]) -> bytes:
+def _order(number: int) -> dict[str, Any]:
     line = {"sku": f"sku-{number % 50}", "quantity": 1, "unit_price_cents": 100}
-    order = {"customer": f"customer-{number % 1_000}", "currency": "EUR", "lines": [line]}
-    body = json.dumps(order).encode()
-    known = ""
-    if credentials:
-        known = f"Authorization: Bearer {credentials[number % len(credentials)]}\r\n"
-    head = (
-        f"POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Idempotency-Key: {prefix}-{number}\r\n{known}Content-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    return {"customer": f"customer-{number % 1_000}", "currency": "EUR", "lines": [line]}
 
 
 def main() -> None:

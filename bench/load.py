@@ -1,4 +1,5 @@
-"""The load, in a process of its own: places orders on the intake queues, sees them end.
+"""The load, in a process of its own: places orders on the intake queues, or over HTTP, and sees
+them end.
 
     python -m bench.load AMQP_URL FILE '{"orders": 3000, "seed": 1, "rate": 0, "one_sku": false}'
 
@@ -21,8 +22,9 @@ from typing import Final
 
 import uvloop
 
+from bench.over_http import placed, placing
 from common.events import OrderCancelled, OrderConfirmed, OrderLine
-from order_saga.orders import OrderLoad, Shares, plan
+from order_saga.orders import OrderLoad, PlannedOrder, Shares, plan
 from saga.envelope import CONTENT_TYPE, source_of, wrap
 from saga.message import Priority
 from saga.runtime.messaging import frames
@@ -54,7 +56,8 @@ PATIENCE_SECONDS: Final = 30.0
 class Load:
     """So many orders: `rate` a second, or with 0 all at once; `one_sku` for all of them, or not;
     `taker` is the participant that they are placed at, and `customers` how many customers come
-    again and again, where not each order has a new one."""
+    again and again, where not each order has a new one. With a `port`, orders are placed over HTTP,
+    the next one of a connection when one is answered."""
 
     orders: int
     seed: int
@@ -62,6 +65,7 @@ class Load:
     one_sku: bool = False
     taker: str = ORDER
     customers: int = 0
+    port: int = 0
 
     def plan(self) -> OrderLoad:
         """The orders, and the stock they need."""
@@ -80,29 +84,19 @@ class Load:
 
 async def run(url: str, load: Load) -> dict[str, object]:
     """Place the orders, and wait until each has ended."""
-    postings: list[tuple[bytes, Posting]] = []
-    for order in load.plan().orders:
-        envelope = wrap(
-            order.command(), id=order.key, source=source_of("bench"), time=datetime.now(UTC),
-            priority=order.priority,
-        )  # fmt: skip
-        properties = frames.join(
-            {
-                "content_type": frames.short(CONTENT_TYPE),
-                "delivery_mode": PERSISTENT,
-                "correlation_id": frames.short(envelope.correlationid),
-                "message_id": frames.short(envelope.id),
-                "type": frames.short(envelope.type),
-            }
-        )
-        queue = intake_queue(load.taker, Priority(order.priority))
-        posting = Posting(queue, properties, envelope.to_bytes())
-        postings.append((_order_of(properties), posting))
     connection = await connect(url, name="bench")
     ends = await _watch(await connection.open_channel())
-    publishing = await connection.open_channel(confirms=True)
-    started = time.monotonic()
-    due = await _place(publishing, postings, load.rate, started)
+    orders = load.plan().orders
+    if load.port:
+        requests = [*map(_request, orders)]
+        started = time.monotonic()
+        answers = await placed(load.port, requests)
+        due = {frames.short(json.loads(body)["order_id"]): sent for sent, body in answers}
+    else:
+        publishing = await connection.open_channel(confirms=True)
+        postings = [_posting(order, load.taker) for order in orders]
+        started = time.monotonic()
+        due = await _place(publishing, postings, load.rate, started)
     while len(ends.at) < load.orders:
         ends.moved.clear()
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -112,6 +106,30 @@ async def run(url: str, load: Load) -> dict[str, object]:
         "ends": sorted(at - started for at in ends.at.values()),
         "latencies": sorted(ends.at[order] - due[order] for order in due),
     }
+
+
+def _request(order: PlannedOrder) -> bytes:
+    new = order.command().model_dump(mode="json", exclude={"order_id"})
+    return placing(new, order.key)
+
+
+def _posting(order: PlannedOrder, taker: str) -> tuple[bytes, Posting]:
+    """The order's id, and what places it."""
+    envelope = wrap(
+        order.command(), id=order.key, source=source_of("bench"), time=datetime.now(UTC),
+        priority=order.priority,
+    )  # fmt: skip
+    properties = frames.join(
+        {
+            "content_type": frames.short(CONTENT_TYPE),
+            "delivery_mode": PERSISTENT,
+            "correlation_id": frames.short(envelope.correlationid),
+            "message_id": frames.short(envelope.id),
+            "type": frames.short(envelope.type),
+        }
+    )
+    queue = intake_queue(taker, Priority(order.priority))
+    return _order_of(properties), Posting(queue, properties, envelope.to_bytes())
 
 
 @dataclass(slots=True)

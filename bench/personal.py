@@ -1,9 +1,9 @@
 """What it costs to seal personal data: the product with `PERSONAL=sealed` and without, each under
 the same load at the same time, so that what else the machine does falls on both alike.
 
-Orders arrive in clear. Either each is of a customer who is new, so every one needs a key of its
-own, which the order service makes and the payment service reads; or customers come again, and their
-keys are known.
+Orders arrive in clear, over HTTP or over the broker. Either each is of a customer who is new, so
+every one needs a key of its own, which the order service makes and the payment service reads; or
+customers come again, and their keys are known.
 """
 
 from __future__ import annotations
@@ -20,18 +20,23 @@ from saga.local.node import RabbitNode
 
 COST_MAX: Final = 0.05
 """Of the orders a second, and of the services' CPU."""
+CLEAR: Final = replace(
+    SQLITE, name="clear", environment={**SQLITE.environment, "HTTP_REQUESTS_PER_SECOND": "0"}
+)
 SEALED: Final = replace(
-    SQLITE, name="sealed", environment={**SQLITE.environment, "PERSONAL": "sealed"}
+    CLEAR, name="sealed", environment={**CLEAR.environment, "PERSONAL": "sealed"}
 )
 COMING_AGAIN: Final = 200
 """Customers, each of whom has come before in every load but the first."""
 CUSTOMERS: Final = {"new": 0, "coming again": COMING_AGAIN}
+DOORS: Final = ("HTTP", "broker")
 
 
 @dataclass(frozen=True, slots=True)
 class SealingCost:
     """Ratios of the product with sealing to the same without it, pair by pair."""
 
+    door: str
     customers: str
     orders_per_second: Spread
     cpu: Spread
@@ -46,32 +51,33 @@ async def sealing(
     node: RabbitNode, folder: Path, *, rounds: int, orders: int, report: Report
 ) -> list[SealingCost]:
     """Measure each pair twice in every round."""
-    variants: list[Variant] = [SQLITE, SEALED]
-    found: dict[tuple[str, str], list[Measured]] = {}
+    variants: list[Variant] = [CLEAR, SEALED]
+    cases = [(door, customers) for door in DOORS for customers in CUSTOMERS]
+    found: dict[tuple[str, str, str], list[Measured]] = {}
     async with all_started(variants, node, folder, report) as benches:
 
-        async def both(customers: str, orders: int) -> list[Measured]:
-            count = CUSTOMERS[customers]
+        async def both(door: str, customers: str, orders: int) -> list[Measured]:
+            count, over_http = CUSTOMERS[customers], door == "HTTP"
             return await asyncio.gather(
-                *(benches[each.name].load(orders, customers=count) for each in variants)
+                *(
+                    benches[each.name].load(orders, customers=count, over_http=over_http)
+                    for each in variants
+                )
             )
 
-        for customers in CUSTOMERS:
-            await both(customers, WARM_UP_ORDERS)
+        for case in cases:
+            await both(*case, WARM_UP_ORDERS)
         for number in range(1, rounds + 1):
             report(f"round {number} of {rounds}")
-            for customers in [*CUSTOMERS, *reversed(CUSTOMERS)]:
-                for variant, measured in zip(variants, await both(customers, orders), strict=True):
-                    found.setdefault((variant.name, customers), []).append(measured)
+            for case in [*cases, *reversed(cases)]:
+                for variant, measured in zip(variants, await both(*case, orders), strict=True):
+                    found.setdefault((variant.name, *case), []).append(measured)
 
-    def ratio(customers: str, figure: Callable[[Measured], float]) -> Spread:
-        pairs = zip(found[SEALED.name, customers], found[SQLITE.name, customers], strict=True)
+    def ratio(case: tuple[str, str], figure: Callable[[Measured], float]) -> Spread:
+        pairs = zip(found[SEALED.name, *case], found[CLEAR.name, *case], strict=True)
         return Spread.of_many([figure(sealed) / figure(clear) for sealed, clear in pairs])
 
-    return [
-        SealingCost(customers, ratio(customers, _rate), ratio(customers, _cpu))
-        for customers in CUSTOMERS
-    ]
+    return [SealingCost(*case, ratio(case, _rate), ratio(case, _cpu)) for case in cases]
 
 
 def _rate(measured: Measured) -> float:

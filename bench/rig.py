@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+import yarl
+
 from bench.export import Export
 from bench.load import Load
 from bench.machine import Pace
@@ -132,10 +134,19 @@ class Bench:
         self._seed = seed
 
     async def load(
-        self, orders: int, rate: float = 0.0, *, one_sku: bool = False, customers: int = 0
+        self,
+        orders: int,
+        rate: float = 0.0,
+        *,
+        one_sku: bool = False,
+        customers: int = 0,
+        over_http: bool = False,
     ) -> Measured:
         """Place so many orders, `rate` a second or all at once, and wait for their ends."""
         load = await self.prepare(orders, rate, one_sku=one_sku, customers=customers)
+        if over_http:
+            url = self.system.deployment.http_urls[load.taker][0]
+            load = replace(load, port=yarl.URL(url).port or 0)
         pace_before = Pace.now()
         cpu, slept = self._cpu_seconds(), self._switches()
         found = await self.send(load)
