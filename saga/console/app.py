@@ -224,8 +224,12 @@ def _kept(start: Message) -> dict[str, str]:
     return {n.decode(): v.decode() for n, v in start["headers"] if n.lower() == b"retry-after"}
 
 
-def _made_for(request: Request) -> object:
-    """Pages differ by who looks: by what they may, and by their forms."""
+def _made_for(request: Request) -> str | None:
+    """Pages differ by who looks: by what they may, and by their forms. None for who is not logged
+    in."""
+    site: Site = request.app.state.site
+    if site.access is None:
+        return "all"
     session = session_of(request)
     return None if session is None else session.csrf
 

@@ -83,31 +83,32 @@ class Ticker:
 class Sharing:
     """Middleware: what several open pages ask for at the same address within one tick is made
     once, for each of those whom it is made for. It is collected before it is sent, so what has no
-    end must be `apart`, by its path."""
+    end must be `apart`, by its path. A stranger's answer is never shared: it may set a cookie."""
 
     def __init__(
         self,
         app: ASGIApp,
         ticker: Ticker,
         apart: Collection[str] = (),
-        made_for: Callable[[Request], object] = lambda _: None,
+        made_for: Callable[[Request], str | None] = lambda _: "all",
     ) -> None:
-        """`made_for` tells apart those to whom the same address shows something else."""
+        """`made_for` tells apart those to whom the same address shows something else; None is a
+        stranger."""
         self._app = app
         self._ticker = ticker
         self._made_for = made_for
         self._apart = apart
         self._tick = -1
-        self._answers: dict[tuple[object, bytes], asyncio.Future[list[Message]]] = {}
+        self._answers: dict[tuple[str, bytes], asyncio.Future[list[Message]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        fetched = scope["type"] == "http" and scope["method"] == "GET"
-        if not fetched or scope["path"] in self._apart or not is_live(Request(scope)):
+        whom = self._sharing_with(scope)
+        if whom is None:
             await self._app(scope, receive, send)
             return
         if self._tick != self._ticker.tick or len(self._answers) >= KEPT_MAX:
             self._tick, self._answers = self._ticker.tick, {}
-        address = self._made_for(Request(scope)), scope["raw_path"] + b"?" + scope["query_string"]
+        address = whom, scope["raw_path"] + b"?" + scope["query_string"]
         answer = self._answers.get(address)
         if answer is None:
             making = asyncio.ensure_future(_collected(self._app, scope, receive, self._ticker))
@@ -115,6 +116,13 @@ class Sharing:
         # One tab that is closed must not take the answer from the others.
         for message in await asyncio.shield(answer):
             await send(message)
+
+    def _sharing_with(self, scope: Scope) -> str | None:
+        """Whom the answer is made for; None where it is for this request alone."""
+        fetched = scope["type"] == "http" and scope["method"] == "GET"
+        if not fetched or scope["path"] in self._apart or not is_live(Request(scope)):
+            return None
+        return self._made_for(Request(scope))
 
 
 def is_live(request: Request) -> bool:

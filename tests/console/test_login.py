@@ -22,6 +22,7 @@ from saga.auth.keys import new_key, write_keys
 from saga.auth.settings import Auth
 from saga.console import oidc
 from saga.console.access import access_of
+from saga.console.live import HEADER
 from saga.console.oidc import LoginProvider
 from saga.console.pages.login import local
 from saga.console.sessions import SESSIONS_MAX, Sessions
@@ -140,6 +141,15 @@ async def test_a_browser_has_a_random_id_and_no_token(
     pages = back.text + (await client.get("/keys")).text + str(back.headers)
     assert given
     assert not [part for part in given[0].split(".") if part in pages]
+
+
+async def test_no_browser_is_given_what_was_made_for_another_that_is_not_logged_in(
+    url: str,
+) -> None:
+    async with stranger(url) as one, stranger(url) as other:
+        pages = [await each.get("/login", headers={HEADER: "1"}) for each in (one, other)]
+
+    assert len({page.headers["set-cookie"].partition(";")[0] for page in pages}) == 2
 
 
 async def test_a_login_gives_a_new_id_and_ends_the_session_before_it(
