@@ -136,7 +136,18 @@ def routes(running: Running) -> APIRouter:
             id = derived_id(key, command.type)
         else:  # No operator's key leads to it: what it is made of ends otherwise.
             id = derived_id(str(order_id), f"{command.type} of its owner")
+        used = Problem(
+            422,
+            f"the Idempotency-Key {key!r} was used before, for another order; "
+            f"use a new key for a new order",
+        )
         with tracing.request("POST /orders", str(order_id), traceparent, status=202):
+            if (
+                idempotency_key
+                and owner != caller.owner
+                and await known(order_id_of(key, caller.owner))
+            ):
+                raise used  # From before names were sealed: to place it again would charge twice.
             # One that was placed before is told so again: that adds nothing to what waits.
             if not (idempotency_key and running.backlogged and await known(order_id)):
                 running.turn_away()
@@ -144,11 +155,7 @@ def routes(running: Running) -> APIRouter:
             order = outcome.own if isinstance(outcome, Done) else await find(order_id, caller)
             view = OrderView.of(order)
             if not view.was_placed_by(command):
-                raise Problem(
-                    422,
-                    f"the Idempotency-Key {key!r} was used before, for another order; "
-                    f"use a new key for a new order",
-                )
+                raise used
         response.headers["Location"] = f"/orders/{order_id}"
         return view
 

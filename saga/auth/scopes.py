@@ -10,7 +10,7 @@ async def add(...) -> None: ...
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -24,8 +24,9 @@ from fastapi.security.base import SecurityBase
 from saga.auth.audit import AuditTrail
 from saga.auth.caller import ANYBODY, EVERYTHING, Caller, NotAllowed
 from saga.auth.keys import SCOPE
+from saga.personal.seal import sealed
 from saga.runtime.metrics import refused
-from saga.runtime.personal import MAY_READ
+from saga.runtime.personal import MAY_READ, looks_up, marked_in, named_in
 from saga.runtime.problem import Problem
 
 READER, OPERATOR, ADMIN = "reader", "operator", "admin"
@@ -58,23 +59,29 @@ def in_claim(claims: Mapping[str, Any], path: str) -> list[str]:
     return [value for value in values if isinstance(value, str)]
 
 
-def needs(scope: str, *, own: bool = False, personal: bool = False) -> Any:
+def needs(
+    scope: str, *, own: bool = False, personal: bool = False, names_others: bool = False
+) -> Any:
     """What a route takes of its caller, who is the dependency's value.
 
     With `own`, callers who act for one owner only are let in too: the route has to ask `theirs`
-    about what it shows or changes. `personal` says that it shows data of people. Raises
-    `ValueError` for a scope that does not read like `rooms:read`.
+    about what it shows or changes. In what changes something they name no other person than
+    themselves, unless it has `names_others`: sealing a name takes longer where it is new, and so
+    would tell who is known. `personal` says that it shows data of people. Raises `ValueError` for a
+    scope that does not read like `rooms:read`.
     """
-    return Security(Needs(scope, own=own, personal=personal), scopes=[scope])
+    needed = Needs(scope, own=own, personal=personal, names_others=names_others)
+    return Security(needed, scopes=[scope])
 
 
 class Needs(SecurityBase):
     """The dependency, and what OpenAPI shows of it."""
 
-    def __init__(self, scope: str, *, own: bool, personal: bool) -> None:
+    def __init__(self, scope: str, *, own: bool, personal: bool, names_others: bool) -> None:
         if not SCOPE.fullmatch(scope) or "*" in scope:
             raise ValueError(f"{scope!r} is no scope; write it like rooms:read")
         self.scope, self.own, self.personal = scope, own, personal
+        self.names_others = names_others
         self.model = HTTPBearer(
             description="A token of the issuer, or an API key (`saga keys create`)."
         )
@@ -154,11 +161,16 @@ class AskingRoute(APIRoute):
         if not asked:
             return super().get_route_handler()
         endpoint, request_name = self.endpoint, declared.request_param_name
+        marked = marked_in(self)
+        own_names_only = not looks_up(self) and not any(need.names_others for need, _ in asked)
 
         @functools.wraps(endpoint)
         async def given_callers(**given: Any) -> Any:
             request = given[request_name] if request_name else given.pop(_REQUEST)
-            return await endpoint(**given, **request.scope[_CALLERS])
+            callers = request.scope[_CALLERS]
+            if own_names_only:
+                _check_own(callers.values(), named_in(given, marked))
+            return await endpoint(**given, **callers)
 
         self.dependant = replace(
             declared,
@@ -228,6 +240,15 @@ def theirs(caller: Caller, owner: str, otherwise: Problem) -> None:
         raise OwnedByAnother(
             otherwise.status, otherwise.detail, headers=otherwise.headers, **otherwise.more
         )
+
+
+def _check_own(callers: Iterable[Caller], names: Iterable[str]) -> None:
+    """Raises `OwnedByAnother` where one who acts for one owner names another person, before the
+    key store is asked: how long that takes would tell whether it knows them. A sealed text is left
+    to the route."""
+    owners = {caller.owner for caller in callers if caller.owner is not None}
+    if owners and any(name not in owners and not sealed(name) for name in names):
+        raise OwnedByAnother(403, "this is done in one's own name only")
 
 
 def action_of(request: Request) -> str:

@@ -22,6 +22,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from pydantic_core import from_json
 
 from saga.auth.caller import AuthMethod, Caller, IssuerAway, NotAllowed
+from saga.auth.keys import SUBJECT_PREFIX
 from saga.auth.scopes import ROLES, in_claim
 from saga.auth.settings import AuthSettings, check_fetched_safely
 from saga.personal.seal import sealed
@@ -356,6 +357,8 @@ class Tokens:
         subject = claims["sub"]
         if not isinstance(subject, str) or not _is_name(subject):
             raise NotAllowed(f"sub is no text of 1 to {SUBJECT_MAX} characters")
+        if subject.startswith(SUBJECT_PREFIX):
+            raise NotAllowed(f"sub begins with {SUBJECT_PREFIX}, as records call API keys")
         roles = [role for role in in_claim(claims, self._roles) if role in ROLES]
         if roles:
             scopes = frozenset[str]().union(*(ROLES[role] for role in roles))

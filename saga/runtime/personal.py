@@ -115,21 +115,11 @@ def _guard(route: APIRoute, persons: Persons) -> None:
     endpoint: Callable[..., Awaitable[Any]] = route.endpoint
     if not inspect.iscoroutinefunction(endpoint):  # Which FastAPI gives a thread as well.
         endpoint = functools.partial(run_in_threadpool, endpoint)
-    marked = frozenset(
-        parameter.name
-        for parameter in (
-            *route.dependant.path_params,
-            *route.dependant.query_params,
-            *route.dependant.header_params,
-            *route.dependant.body_params,
-        )
-        if any(mark is Personal for mark in parameter.field_info.metadata)
-    )
-    looking_up = route.methods is not None and route.methods <= _LOOKING_UP
+    marked, looking_up = marked_in(route), looks_up(route)
 
     @functools.wraps(route.endpoint)
     async def sealed_endpoint(**given: Any) -> Any:
-        named = frozenset(value for value in _named_in(given, marked) if not sealed(value))
+        named = frozenset(value for value in named_in(given, marked) if not sealed(value))
         asked = _Asked(persons, named)
         _ASKED.set(asked)
         if named:
@@ -148,8 +138,28 @@ def _guard(route: APIRoute, persons: Persons) -> None:
     route.endpoint = route.dependant.call = sealed_endpoint
 
 
-def _named_in(given: Mapping[str, Any], marked: frozenset[str]) -> list[str]:
-    """The personal values that a caller has given."""
+def looks_up(route: APIRoute) -> bool:
+    """Whether what a caller gives is only looked for, and so never becomes a new person."""
+    return route.methods is not None and route.methods <= _LOOKING_UP
+
+
+def marked_in(route: APIRoute) -> frozenset[str]:
+    """The parameters of a route that are personal values themselves."""
+    return frozenset(
+        parameter.name
+        for parameter in (
+            *route.dependant.path_params,
+            *route.dependant.query_params,
+            *route.dependant.header_params,
+            *route.dependant.body_params,
+        )
+        if any(mark is Personal for mark in parameter.field_info.metadata)
+    )
+
+
+def named_in(given: Mapping[str, Any], marked: frozenset[str]) -> list[str]:
+    """The personal values that a caller has given, by a route's parameters; `marked` are those of
+    them that are such values themselves."""
     found = []
     for name, value in given.items():
         if name in marked and isinstance(value, str):

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -35,6 +35,7 @@ from saga.deployment import Deployment
 from saga.discovery import packages
 from saga.exporter import Exporter
 from saga.http import KeyRefused, client
+from saga.personal.keystore import KeyStore
 from saga.personal.opening import made_key
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.settings import HttpSettings, SettingsError
@@ -350,6 +351,51 @@ async def test_nobody_places_an_order_in_anothers_name(callers: Callers) -> None
 
         assert placed.status == 403
         assert "own name" in placed.detail
+
+
+async def test_an_order_in_anothers_name_makes_no_person_and_asks_no_key_store(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_key(callers.folder)
+    asked_about: list[str] = []
+    seal_all = KeyStore.seal_all
+
+    def noting(store: KeyStore, values: Iterable[str]) -> dict[str, str]:
+        asked_about.extend(known := [*values])
+        return seal_all(store, known)
+
+    monkeypatch.setattr(KeyStore, "seal_all", noting)
+    async with closed("order_service", callers, PERSONAL="sealed") as served:
+        eve = callers.issuer.customers("orders:write", owner="eve")
+
+        refused = await asked(served, "POST", "/orders", eve, order(OWNER))
+        placed = await asked(served, "POST", "/orders", eve, order("eve"))
+
+        assert (refused.status, placed.status) == (403, 202)
+        assert asked_about == ["eve"]
+
+
+async def test_an_order_that_was_placed_before_names_were_sealed_is_placed_once(
+    callers: Callers,
+) -> None:
+    token = callers.issuer.customers("orders:read orders:write")
+    headers = [
+        (b"Content-Type", b"application/json"),
+        (b"Idempotency-Key", b"mugs"),
+        (b"Authorization", f"Bearer {token}".encode()),
+    ]
+    body = json.dumps(order(OWNER)).encode()
+    async with closed("order_service", callers) as served:
+        assert (await served.ask("POST", "/orders", headers, body)).status == 202
+    made_key(callers.folder)
+
+    async with closed("order_service", callers, PERSONAL="sealed") as served:
+        again = await served.ask("POST", "/orders", headers, body)
+        headers[1] = (b"Idempotency-Key", b"more mugs")
+        another = await served.ask("POST", "/orders", headers, body)
+
+    assert (again.status, another.status) == (422, 202)
+    assert "was used before" in again.detail
 
 
 @pytest.mark.parametrize("personal", ["off", "sealed"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 import httpx
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 from saga.auth.access import serve_routes
 from saga.auth.caller import ANYBODY, AuthMethod, Caller
 from saga.auth.scopes import ASKING, Asking, AskingRoute, need_of, needs
+from saga.personal import Personal
 from saga.runtime.problem import Problem
 from saga.runtime.settings import SettingsError
 
@@ -117,6 +119,55 @@ async def test_who_may_not_is_told_so_before_anything_of_the_body_is_read(
     assert refused.status_code == 403
     assert "rooms:write" in refused.json()["detail"]
     assert not read
+
+
+GUESTS = APIRouter()
+
+
+class Guest(BaseModel):
+    guest: Annotated[str, Personal]
+
+
+@GUESTS.post("/own")
+async def book(new: Guest, caller: Annotated[Caller, needs("rooms:write", own=True)]) -> str:
+    return new.guest
+
+
+@GUESTS.post("/for/{guest}")
+async def book_for(
+    guest: Annotated[str, Personal],
+    caller: Annotated[Caller, needs("rooms:write", own=True)],
+) -> str:
+    return guest
+
+
+@GUESTS.post("/present")
+async def give(
+    new: Guest,
+    caller: Annotated[Caller, needs("rooms:write", own=True, names_others=True)],
+) -> str:
+    return new.guest
+
+
+@pytest.mark.parametrize(
+    ("path", "owner", "status"),
+    [
+        ("/own", "willem", 200),
+        ("/own", "ria", 403),
+        ("/own", None, 200),
+        ("/for/{}", "willem", 200),
+        ("/for/{}", "ria", 403),
+        ("/present", "ria", 200),
+    ],
+)
+async def test_who_acts_for_one_owner_names_nobody_else_unless_the_route_says_so(
+    path: str, owner: str | None, status: int
+) -> None:
+    caller = replace(writer(), owner=owner)
+    async with client(served(by=GUESTS), caller) as http:
+        answer = await http.post(path.format("willem"), json={"guest": "willem"})
+
+    assert answer.status_code == status
 
 
 async def test_what_cannot_be_read_of_who_may_is_told_as_ever() -> None:

@@ -318,8 +318,8 @@ async def test_the_owner_is_in_the_claim_that_is_named() -> None:
     assert "no owner" in await world.refused(world.issuer.customers("orders:read"))
 
 
-@pytest.mark.parametrize("sub", ["", "x" * 256, 7, ["a"]])
-async def test_a_subject_is_a_text_of_some_length(sub: Any) -> None:
+@pytest.mark.parametrize("sub", ["", "x" * 256, 7, ["a"], "key:1f3a"])
+async def test_a_subject_is_a_text_of_some_length_and_no_keys_id(sub: Any) -> None:
     world = World()
 
     assert await world.refused(world.issuer.token(sub=sub))
