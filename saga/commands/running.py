@@ -234,8 +234,9 @@ def restart(
     """Start services of a running `saga up` again, without the others noticing.
 
     Each of a service's replicas finishes what it has begun, ends, and is ready again before the
-    next one's turn. For settings that are read at the start, or new code. In containers:
-    `docker compose restart trip`.
+    next one's turn. For new code, a new certificate, or settings in files (`SECRETS_DIR`): the
+    environment stays that of `saga up`, which has to be started again for other variables. In
+    containers: `docker compose restart trip`.
 
     Examples:
 

@@ -248,11 +248,21 @@ class LoginProvider:
         status, document = await self._ask("POST", address, headers, body)
         if status != 200:
             said = document.get("error_description") or document.get("error") or f"{status}"
-            raise LoginError(f"the provider did not take the code: {str(said)[:200]}")
+            raise LoginError(
+                f"the provider did not take the code: {str(said)[:200]}{self._way_out(document)}"
+            )
         token = document.get("id_token")
         if not isinstance(token, str):
             raise LoginError("the provider sent no id token; is `openid` in AUTH_LOGIN_SCOPE?")
         return token
+
+    def _way_out(self, document: Mapping[str, Any]) -> str:
+        """What to do where the provider does not know us as its client."""
+        if document.get("error") != "invalid_client":
+            return ""
+        if self._client_secret is None:
+            return "; if it gave this client a secret, set AUTH_CLIENT_SECRET"
+        return "; are AUTH_CLIENT_ID and AUTH_CLIENT_SECRET those that it has given?"
 
     # --- out -------------------------------------------------------------------------------------
 

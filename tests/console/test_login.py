@@ -327,6 +327,17 @@ async def test_a_refusal_of_the_provider_is_told(client: httpx.AsyncClient) -> N
     assert "&lt;b&gt;\\x1b[2J no" in answer.text
 
 
+async def test_a_provider_that_wants_a_secret_says_which_setting_lacks(
+    provider: Provider, tmp_path: Path
+) -> None:
+    settings = settings_of(provider, tmp_path, auth_client_secret=None)
+    async with guarded(settings) as url, stranger(url) as client:
+        answer = await logged_in(client, provider, "reader-1")
+
+    assert answer.status_code == 403
+    assert "set AUTH_CLIENT_SECRET" in answer.text
+
+
 async def test_a_provider_that_is_away_is_told(tmp_path: Path) -> None:
     away = Provider("http://127.0.0.1:1")
     async with guarded(settings_of(away, tmp_path)) as url, stranger(url) as client:
