@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 import tomllib
 import traceback
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 
 VARIABLE: Final = "SAGA"
 PYPROJECT: Final = "pyproject.toml"
+_INSTALLED: Final = (
+    *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
+    Path(__file__).parent,
+)
+"""Where Python, libraries and the engine are."""
 
 
 def spec() -> str:
@@ -151,8 +157,17 @@ def _explained(error: Exception) -> str:
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
         return said
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    places = traceback.extract_tb(error.__traceback__)
+    # The project's own line, and not that of a library which refuses what it is given.
+    own = [place for place in places if not _is_installed(place.filename)]
+    place = (own or places)[-1]
     return f"{said} ({place.filename}, line {place.lineno})"
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file is of Python itself, of a library, or of the engine."""
+    path = Path(file)
+    return file.startswith("<") or any(path.is_relative_to(root) for root in _INSTALLED)
 
 
 def packages() -> list[str]:

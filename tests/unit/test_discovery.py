@@ -32,6 +32,7 @@ def test_what_names_no_module_is_refused(where: str, folder: Path) -> None:
     [
         ("1 / 0\n", r"ZeroDivisionError: .*broken_saga\.py, line 1"),
         ("\ndef saga(:\n", r"SyntaxError: .*broken_saga\.py, line 2"),
+        ("import json\n\njson.loads('{')\n", r"JSONDecodeError: .*broken_saga\.py, line 3"),
         ("import not_installed\n", r"No module named 'not_installed' .*broken_saga\.py, line 1"),
     ],
 )
