@@ -19,8 +19,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -80,21 +81,30 @@ class Audited(BaseModel):
     address: str = ""
 
 
+class Whom(Enum):
+    """For whom callers act, by what is added to the name of their file."""
+
+    ALL = ""
+    OWNERS = "-owners"
+    STRANGERS = "-strangers"
+
+
 class AuditTrail:
     """One process's record of its decisions, or that of one participant of several in a process.
 
-    There are two files: one for callers who are known, and one for strangers, who could push all
-    else out of a common one. Without files, lines go to the logger alone.
+    There are three files: for callers who act for all, for those who act for one owner, and for
+    strangers. In a common one, those of whom there are most could ask until what is written of the
+    others is pushed out. Without files, lines go to the logger alone.
 
     The operating system has a line before `decided` returns, or before the answer goes out, so that
     ending the process does not lose it: of a refusal, of a look at data of people, and of all that
     a caller who acts for all does but reading. Other lines wait for `FLUSH_SECONDS`.
     """
 
-    def __init__(self, process: str, known: Trail | None, strangers: Trail | None) -> None:
+    def __init__(self, process: str, trails: Mapping[Whom, Trail]) -> None:
         """Use `kept`."""
         self._process = process
-        self._known, self._strangers = known, strangers
+        self._trails = trails
 
     @classmethod
     def kept(cls, folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> AuditTrail:
@@ -102,16 +112,14 @@ class AuditTrail:
         it, print them to stderr. Raises `AuditError` where one did."""
         log.setLevel(logging.INFO)
         log.propagate = False
+        trails: dict[Whom, Trail] = {}
         try:
-            known = Trail(folder, process, keep_bytes)
-            try:
-                strangers = Trail(
-                    folder, f"{process}-strangers", min(keep_bytes, STRANGERS_KEEP_BYTES)
-                )
-            except OSError:
-                known.close()
-                raise
+            for whom in Whom:
+                at_most = STRANGERS_KEEP_BYTES if whom is Whom.STRANGERS else keep_bytes
+                trails[whom] = Trail(folder, f"{process}{whom.value}", min(keep_bytes, at_most))
         except OSError as error:
+            for trail in trails.values():
+                trail.close()
             if asked_for:
                 raise AuditError(
                     f"cannot keep the audit trail in {folder} (AUDIT_DIR): {error.strerror}"
@@ -121,8 +129,8 @@ class AuditTrail:
             )
             if not log.handlers:
                 log.addHandler(logging.StreamHandler())  # Bare: each line is its own document.
-            return cls(process, None, None)
-        return cls(process, known, strangers)
+            return cls(process, {})
+        return cls(process, trails)
 
     def decided(
         self,
@@ -153,7 +161,7 @@ class AuditTrail:
             personal,
             address[:TEXT_MAX_CHARACTERS],
         )
-        trail = self._strangers if caller is None else self._known
+        trail = self._trails.get(_whom(caller))
         if trail is not None:  # A record of a logger takes as long as all else here.
             trail.write(decision, before_answer=before_answer)
         if (trail is None or log.handlers) and (line := _line_of(decision)):
@@ -161,15 +169,21 @@ class AuditTrail:
 
     def keep(self) -> None:
         """Write what must not be lost. To be called before an answer goes out."""
-        if self._known is not None and self._known.matters:
-            self._known.flush()
+        for trail in self._trails.values():
+            if trail.matters:
+                trail.flush()
 
     def close(self) -> None:
         """Write what waits, and keep no more in files."""
-        for trail in (self._known, self._strangers):
-            if trail is not None:
-                trail.close()
-        self._known = self._strangers = None
+        for trail in self._trails.values():
+            trail.close()
+        self._trails = {}
+
+
+def _whom(caller: Caller | None) -> Whom:
+    if caller is None:
+        return Whom.STRANGERS
+    return Whom.ALL if caller.owner is None else Whom.OWNERS
 
 
 class _Decision(NamedTuple):
