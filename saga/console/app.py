@@ -85,9 +85,13 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         return Response(content, media_type=kind, headers={"Cache-Control": caching})
 
     @app.get(LIVE, dependencies=[LOGGED_IN])
-    async def live() -> Response:
+    async def live(request: Request) -> Response:
+        session = session_of(request)
+        whose = "" if session is None else session.caller.subject
+        if not site.ticker.has_room_for(whose):
+            raise Problem(429, "too many open pages are brought up to date: close some")
         return StreamingResponse(
-            site.ticker.stream(),
+            site.ticker.stream(whose),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )

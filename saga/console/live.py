@@ -25,15 +25,21 @@ HEADER: Final = "x-live"
 """Sent by a page that asks for itself again."""
 KEPT_MAX: Final = 200
 """Answers kept within a tick."""
+LISTENERS_MAX: Final = 250
+"""Pages that listen at once: each holds a connection for as long as it is seen."""
+LISTENERS_OF_ONE_MAX: Final = 50
+"""The same of one user."""
 
 
 class Ticker:
     """Tells listeners when to look again. Belongs to one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, listeners_max: int = LISTENERS_MAX) -> None:
         self.tick = 0
+        self._listeners_max = listeners_max
         self._spent_seconds = 0.0
-        self._listeners: set[asyncio.Queue[int | None]] = set()
+        self._listeners: dict[asyncio.Queue[int | None], str] = {}
+        """Each with who listens."""
         self._ticking: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -41,13 +47,19 @@ class Ticker:
         """Note processor time that was taken for pages since the last tick."""
         self._spent_seconds += seconds
 
-    async def stream(self) -> AsyncGenerator[bytes]:
-        """Server-sent events, one per tick, until the console stops.
+    def has_room_for(self, whose: str) -> bool:
+        """Whether one more page may listen. `whose` is the user; empty, where they are not told
+        apart."""
+        own = list(self._listeners.values()).count(whose) if whose else 0
+        return len(self._listeners) < self._listeners_max and own < LISTENERS_OF_ONE_MAX
+
+    async def stream(self, whose: str = "") -> AsyncGenerator[bytes]:
+        """Server-sent events, one per tick, until the console stops; none where there is no room.
         https://html.spec.whatwg.org/multipage/server-sent-events.html"""
         queue: asyncio.Queue[int | None] = asyncio.Queue(maxsize=2)
-        if self._closed:
+        if self._closed or not self.has_room_for(whose):
             return
-        self._listeners.add(queue)
+        self._listeners[queue] = whose
         if self._ticking is None or self._ticking.done():
             self._ticking = asyncio.create_task(self._run())
         try:
@@ -55,7 +67,7 @@ class Ticker:
             while (tick := await queue.get()) is not None:
                 yield f"event: tick\ndata: {tick}\n\n".encode()
         finally:
-            self._listeners.discard(queue)
+            del self._listeners[queue]
 
     async def _run(self) -> None:
         while self._listeners:

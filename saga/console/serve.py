@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from saga.console.access import access_of
 from saga.console.app import create
-from saga.console.live import Ticker
+from saga.console.live import LISTENERS_MAX, Ticker
 from saga.console.lookout import SystemWatcher
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
@@ -24,7 +24,7 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
     access = access_of(settings)
     site = Site(
         watched,
-        Ticker(),
+        Ticker(min(LISTENERS_MAX, settings.http_connections_max // 2)),
         write=settings.console_write,
         prefix=settings.console_prefix,
         bodies=settings.console_bodies,

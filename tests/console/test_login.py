@@ -20,7 +20,7 @@ from saga.auth.audit import entries
 from saga.auth.caller import AuthMethod, Caller
 from saga.auth.keys import new_key, write_keys
 from saga.auth.settings import Auth
-from saga.console import oidc
+from saga.console import live, oidc
 from saga.console.access import access_of
 from saga.console.live import HEADER
 from saga.console.oidc import LoginProvider
@@ -150,6 +150,18 @@ async def test_no_browser_is_given_what_was_made_for_another_that_is_not_logged_
         pages = [await each.get("/login", headers={HEADER: "1"}) for each in (one, other)]
 
     assert len({page.headers["set-cookie"].partition(";")[0] for page in pages}) == 2
+
+
+async def test_open_pages_of_one_user_leave_the_console_to_others(
+    provider: Provider, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "LISTENERS_OF_ONE_MAX", 1)
+    reader, admin = (visitor(url, provider, who) for who in ("reader-1", "admin-1"))
+    async with reader as greedy, admin as ada, greedy.stream("GET", "/live") as page:
+        ticks = page.aiter_bytes()  # Held: letting go of them closes the connection.
+        assert await anext(ticks)
+        async with greedy.stream("GET", "/live") as more, ada.stream("GET", "/live") as other:
+            assert (more.status_code, other.status_code) == (429, 200)
 
 
 async def test_a_login_gives_a_new_id_and_ends_the_session_before_it(

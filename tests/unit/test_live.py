@@ -113,6 +113,25 @@ async def test_nobody_listening_is_nothing_to_do_and_closing_ends_every_stream()
     assert [said async for said in ticker.stream()] == []
 
 
+async def test_so_many_pages_listen_at_most_and_so_many_of_one_user() -> None:
+    ticker = Ticker(listeners_max=live.LISTENERS_OF_ONE_MAX + 2)
+
+    async def listen(whose: str) -> None:
+        async for _ in ticker.stream(whose):
+            pass
+
+    greedy = [asyncio.create_task(listen("eve")) for _ in range(live.LISTENERS_OF_ONE_MAX + 10)]
+    await until(lambda: len(ticker._listeners) == live.LISTENERS_OF_ONE_MAX)
+    assert not ticker.has_room_for("eve")
+    others = [asyncio.create_task(listen(who)) for who in ("ada", "bob", "kim")]
+    await until(lambda: others[2].done())
+    assert not ticker.has_room_for("kim")
+    await ticker.close()
+
+    await asyncio.gather(*greedy, *others)
+    assert not ticker._listeners
+
+
 async def test_what_has_no_end_is_not_collected() -> None:
     app, ticker = FastAPI(), Ticker()
 
