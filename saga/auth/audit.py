@@ -81,7 +81,7 @@ class Audited(BaseModel):
     address: str = ""
 
 
-class Whom(Enum):
+class CallerKind(Enum):
     """For whom callers act, by what is added to the name of their file."""
 
     ALL = ""
@@ -101,7 +101,7 @@ class AuditTrail:
     a caller who acts for all does but reading. Other lines wait for `FLUSH_SECONDS`.
     """
 
-    def __init__(self, process: str, trails: Mapping[Whom, Trail]) -> None:
+    def __init__(self, process: str, trails: Mapping[CallerKind, Trail]) -> None:
         """Use `kept`."""
         self._process = process
         self._trails = trails
@@ -112,11 +112,11 @@ class AuditTrail:
         it, print them to stderr. Raises `AuditError` where one did."""
         log.setLevel(logging.INFO)
         log.propagate = False
-        trails: dict[Whom, Trail] = {}
+        trails: dict[CallerKind, Trail] = {}
         try:
-            for whom in Whom:
-                at_most = STRANGERS_KEEP_BYTES if whom is Whom.STRANGERS else keep_bytes
-                trails[whom] = Trail(folder, f"{process}{whom.value}", min(keep_bytes, at_most))
+            for kind in CallerKind:
+                at_most = STRANGERS_KEEP_BYTES if kind is CallerKind.STRANGERS else keep_bytes
+                trails[kind] = Trail(folder, f"{process}{kind.value}", min(keep_bytes, at_most))
         except OSError as error:
             for trail in trails.values():
                 trail.close()
@@ -161,7 +161,7 @@ class AuditTrail:
             personal,
             address[:TEXT_MAX_CHARACTERS],
         )
-        trail = self._trails.get(_whom(caller))
+        trail = self._trails.get(_kind_of(caller))
         if trail is not None:  # A record of a logger takes as long as all else here.
             trail.write(decision, before_answer=before_answer)
         if (trail is None or log.handlers) and (line := _line_of(decision)):
@@ -180,10 +180,10 @@ class AuditTrail:
         self._trails = {}
 
 
-def _whom(caller: Caller | None) -> Whom:
+def _kind_of(caller: Caller | None) -> CallerKind:
     if caller is None:
-        return Whom.STRANGERS
-    return Whom.ALL if caller.owner is None else Whom.OWNERS
+        return CallerKind.STRANGERS
+    return CallerKind.ALL if caller.owner is None else CallerKind.OWNERS
 
 
 class _Decision(NamedTuple):

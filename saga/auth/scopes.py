@@ -10,7 +10,7 @@ async def add(...) -> None: ...
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -168,8 +168,9 @@ class AskingRoute(APIRoute):
         async def given_callers(**given: Any) -> Any:
             request = given[request_name] if request_name else given.pop(_REQUEST)
             callers = request.scope[_CALLERS]
-            if own_names_only:
-                _check_own(callers.values(), named_in(given, marked))
+            owners = {caller.owner for caller in callers.values() if caller.owner is not None}
+            if owners and own_names_only:
+                _check_own(owners, named_in(given, marked))
             return await endpoint(**given, **callers)
 
         self.dependant = replace(
@@ -242,12 +243,11 @@ def theirs(caller: Caller, owner: str, otherwise: Problem) -> None:
         )
 
 
-def _check_own(callers: Iterable[Caller], names: Iterable[str]) -> None:
+def _check_own(owners: Collection[str], names: Iterable[str]) -> None:
     """Raises `OwnedByAnother` where one who acts for one owner names another person, before the
     key store is asked: how long that takes would tell whether it knows them. A sealed text is left
     to the route."""
-    owners = {caller.owner for caller in callers if caller.owner is not None}
-    if owners and any(name not in owners and not sealed(name) for name in names):
+    if any(name not in owners and not sealed(name) for name in names):
         raise OwnedByAnother(403, "this is done in one's own name only")
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 import pytest
 
 from saga.auth import audit, keys
-from saga.auth.audit import AuditError, AuditTrail, Whom, entries
+from saga.auth.audit import AuditError, AuditTrail, CallerKind, entries
 from saga.auth.caller import AuthMethod, Caller, NotAllowed, covers
 from saga.auth.keys import ApiKeys, KeysError, new_key, read_keys, write_keys
 from saga.errors import InputError
@@ -127,7 +127,7 @@ def test_processes_that_share_a_file_lose_nothing_when_it_is_turned_over(
     both = [audit.Trail(tmp_path, "one", 1_000_000) for _ in range(2)]
 
     for number in range(200):
-        decide(AuditTrail("one", {Whom.ALL: both[number % 2]}), number)
+        decide(AuditTrail("one", {CallerKind.ALL: both[number % 2]}), number)
 
     assert sorted(int(one.subject or -1) for one in entries(tmp_path)) == [*range(200)]
 
