@@ -7,7 +7,6 @@ keys are wrapped by a master key that is no part of the store; see `saga.persona
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import os
@@ -16,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -49,6 +49,7 @@ from saga.runtime.kernel.sqlite import (
     sqlite_file,
 )
 from saga.runtime.kernel.tables import Schema, Utc, microseconds_of
+from saga.runtime.tasks import LoopThread
 from saga.runtime.urls import printable
 
 log = logging.getLogger(__name__)
@@ -273,20 +274,16 @@ class _Server:
     def __init__(self, url: str, patience_seconds: float) -> None:
         from saga.runtime.kernel.postgresql import PostgresDatabase
 
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="key-store", daemon=True
-        )
-        self._thread.start()
+        self._loop = LoopThread("key-store")
         self._name = printable(url)
         try:
-            self._database = self._asked(
+            self._database = self._loop.ask(
                 PostgresDatabase.open(
                     url, Schema(METADATA), name="saga persons", patience_seconds=patience_seconds
                 )
             )
         except BaseException as error:
-            self._end()
+            self._loop.close()
             if isinstance(error, DatabaseError):
                 raise KeyStoreAway(f"cannot open the key store: {error}") from error
             raise
@@ -318,28 +315,22 @@ class _Server:
         """A server vacuums when it sees fit; its WAL and its backups are its administrator's."""
 
     def close(self) -> None:
-        if self._loop.is_closed():
+        if self._loop.is_closed:
             return
         try:
-            self._asked(self._database.close())
+            self._loop.ask(self._database.close())
         finally:
-            self._end()
+            self._loop.close()
 
     def _run(self, asked: Coroutine[Any, Any, T]) -> T:
         try:
-            return self._asked(asked)
+            return self._loop.ask(asked)
+        except CancelledError as error:
+            raise KeyStoreAway(f"the key store {self._name} was closed meanwhile") from error
         except Exception as error:
             if not self._database.is_away(error):
                 raise
             raise KeyStoreAway(f"the key store {self._name} is away: {_why(error)}") from error
-
-    def _asked(self, asked: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
-
-    def _end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class KeyStore:

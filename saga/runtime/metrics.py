@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import ref
 
 import sqlalchemy as sa
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -305,6 +306,7 @@ _record_offset = Gauge(
 
 Exemplar = dict[str, str] | None
 Labelled = TypeVar("Labelled", Counter, Gauge, Histogram)
+Owner = TypeVar("Owner")
 
 
 def exemplar_of(traceparent: str | None) -> Exemplar:
@@ -317,6 +319,18 @@ def _labelled(metric: Labelled, *labels: str) -> Labelled:
     """The metric with these labels, which come from the code. Each start of a service asks for some
     hundred, and a simulated run has twenty starts."""
     return metric.labels(*labels)
+
+
+def _while_there(owner: Owner, figure: Callable[[Owner], float]) -> Callable[[], float]:
+    """The figure of its owner's, and 0 once that is gone: metrics live as long as the process, and
+    must not keep all that a kernel knows."""
+    found = ref(owner)
+
+    def look() -> float:
+        owner = found()
+        return 0.0 if owner is None else figure(owner)
+
+    return look
 
 
 class KernelMetrics:
@@ -356,9 +370,9 @@ class KernelMetrics:
         self.conflicts = _labelled(_conflicts, name)
         self.paused_seconds = _labelled(_paused_seconds, name, "database")
 
-    def watch(self, in_flight: Callable[[], float]) -> None:
-        """What is in flight is looked up when metrics are read."""
-        self._in_flight.set_function(in_flight)
+    def watch(self, kernel: Owner, in_flight: Callable[[Owner], float]) -> None:
+        """What is in flight is looked up when metrics are read, as long as the kernel is there."""
+        self._in_flight.set_function(_while_there(kernel, in_flight))
 
     def committed(self, size: int, seconds: float) -> None:
         if size:
@@ -453,9 +467,10 @@ class OutboxMetrics:
         self.publish_seconds = _labelled(_publish_seconds, participant)
         self.paused_seconds = _labelled(_paused_seconds, participant, "broker")
 
-    def watch(self, backlog: Callable[[], float]) -> None:
-        """How long the backlog is is looked up when metrics are read."""
-        self._backlog.set_function(backlog)
+    def watch(self, outbox: Owner, backlog: Callable[[Owner], float]) -> None:
+        """How long the backlog is is looked up when metrics are read, as long as the outbox is
+        there."""
+        self._backlog.set_function(_while_there(outbox, backlog))
 
     def published(self, events: Sequence[Outgoing], errors: Sequence[Exception | None]) -> None:
         for event, error in zip(events, errors, strict=True):

@@ -7,10 +7,11 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import uvloop
 from fastapi import FastAPI
@@ -34,6 +35,9 @@ from saga.runtime.web import Entrance, starting_app
 log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Settings)
+
+INTERRUPTED: Final = 128 + signal.SIGINT
+"""The exit status of a process that was interrupted while it started, as a shell has it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Process:
 
 
 def main(build: Callable[[S], Process], kind: type[S]) -> None:
-    """Run the process `build` makes; exit 0 after a stop signal, 1 with one line on an error."""
+    """Run the process `build` makes; exit 0 after a stop signal, 1 with one line on an error, and
+    `INTERRUPTED` after Ctrl-C before it listens for signals: nothing was begun."""
     streams.set_up()
     keep_private()
     name = "saga"
@@ -84,6 +89,8 @@ def main(build: Callable[[S], Process], kind: type[S]) -> None:
         OSError,
     ) as error:
         telemetry.give_up(name, error)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     finally:
         tracing.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
@@ -53,3 +54,40 @@ async def side_by_side(*works: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks)
     finally:
         await cancel_all(*tasks)
+
+
+class LoopThread:
+    """An event loop in a thread of its own, asked from other threads.
+
+    A loop that is closed with tasks on it leaves them to the garbage collector, which runs what
+    cleans them up when there is no loop, and whoever asked for them waits for ever. Here they are
+    cancelled, and have ended, before it is closed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._ending = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._loop.is_closed()
+
+    def ask(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there; blocks until it has ended. Raises what it raises, and
+        `concurrent.futures.CancelledError` where the loop is closed meanwhile."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """Cancel what still runs, and end the thread; blocks until it has. May be called again."""
+        if not self.is_closed:
+            self._loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._until_closed())
+
+    async def _until_closed(self) -> None:
+        await self._ending.wait()

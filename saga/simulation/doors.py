@@ -126,6 +126,10 @@ class Doors:
         self._ended = ended
         keys.on_destroyed = self._destroyed
 
+    def close(self) -> None:
+        """Let go of the key store, which outlives the run."""
+        self.keys.on_destroyed = lambda _: None
+
     # --- what the plan says -----------------------------------------------------------------------
 
     def marked(self, plan: Plan) -> Plan:

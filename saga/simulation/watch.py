@@ -51,6 +51,8 @@ class _Taking:
     waiting: dict[tuple[object, int], tuple[MessageKey, Priority]] = field(default_factory=dict)
     """Keyed by channel and tag: what it was given and has not begun."""
     begun: set[MessageKey] = field(default_factory=set)
+    delivered: set[MessageKey] = field(default_factory=set)
+    """What the broker has ever given it."""
     group: Sequence[tuple[Work, bool]] = ()
     """The last one, each with whether it is an answer."""
     places: dict[Priority, int] = field(default_factory=dict)
@@ -116,6 +118,7 @@ class Watch:
             return
         priority = Priority(undivided(queue).rpartition(".")[2])
         self._priorities.setdefault(about.id, priority)
+        self._taking[process].delivered.add(about.key)
         if not self.waits_before(queue):
             self._taking[process].waiting[channel, tag] = about.key, priority
         self.on_message(process, queue, about.subject)
@@ -139,12 +142,14 @@ class Watch:
         keys = {work.envelope.key for work in group}
         known = {key for key, _ in taking.waiting.values()}
         fresh = [work for work in group if not work.asked and work.envelope.key in known]
+        # A copy of what was begun, and an answer, have waited in the same line and take a place.
+        delivered = [work for work in group if work.envelope.key in taking.delivered]
         for place in [place for place, (key, _) in taking.waiting.items() if key in keys]:
             del taking.waiting[place]
         taking.begun |= keys
         if fresh:
             self._look_at_backlog(server, taking, fresh)
-        self._look_at_lanes(server, taking, fresh)
+        self._look_at_lanes(server, taking, delivered)
 
     def _look_at_backlog(
         self, server: SimulatedReplica, taking: _Taking, fresh: Sequence[Work]
@@ -167,9 +172,10 @@ class Watch:
         self,
         server: SimulatedReplica,
         taking: _Taking,
-        fresh: Sequence[Work],
+        delivered: Sequence[Work],
     ) -> None:
-        """Urgent messages go ahead of normal ones, which get a share all the same."""
+        """Urgent messages go ahead of normal ones, which get a share all the same. Of the group,
+        `delivered` came from the broker."""
         left = {priority for key, priority in taking.waiting.values() if key not in taking.begun}
         for priority in Priority:
             if priority not in left:
@@ -178,7 +184,7 @@ class Watch:
                     del taking.taken[priority, other]
                 continue
             taking.places[priority] = taking.places.get(priority, 0) + server.limits.group_max
-            for work in fresh:
+            for work in delivered:
                 taking.taken[priority, work.envelope.priority] += 1
         share = server.limits.normal_share
         if Priority.HIGH in left:
@@ -187,8 +193,8 @@ class Watch:
             if normal > math.ceil(places / share):
                 self._trouble(
                     "urgent_waits",
-                    f"{server.name} takes {describe_all(fresh)}; {normal} of {places} places went "
-                    f"to normal messages while urgent ones waited",
+                    f"{server.name} takes {describe_all(delivered)}; {normal} of {places} places "
+                    f"went to normal messages while urgent ones waited",
                 )
         if Priority.NORMAL in left:
             places = taking.taken[Priority.NORMAL, Priority.HIGH]
@@ -196,7 +202,7 @@ class Watch:
             if normal < (places + normal) // share - 1:
                 self._trouble(
                     "normal_starves",
-                    f"{server.name} takes {describe_all(fresh)}; {normal} of {places + normal} "
+                    f"{server.name} takes {describe_all(delivered)}; {normal} of {places + normal} "
                     f"places went to normal messages that waited",
                 )
 

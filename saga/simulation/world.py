@@ -193,6 +193,8 @@ class World:
             for process in (self.process, *(server.process for server in self.servers)):
                 self.loop.end(process)
             self.loop.close()
+            if self.doors is not None:
+                self.doors.close()
 
     def _is_stuck(self, where: str) -> None:
         """A step does not end."""

@@ -7,13 +7,11 @@ programs are those of the system: `rabbitmq-server`, and of PostgreSQL `initdb` 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from threading import Thread
 from uuid import uuid4
 
 import asyncpg
@@ -22,6 +20,7 @@ import pytest
 
 from saga.local.node import RabbitNode
 from saga.local.postgres import PostgresCluster
+from saga.runtime.tasks import LoopThread
 
 
 @pytest.fixture(scope="session")
@@ -81,19 +80,14 @@ def postgres_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postg
 def _postgres_statement(postgres_cluster: PostgresCluster) -> Iterator[Callable[[str], None]]:
     """Runs a statement on the server, whether or not an event loop runs; on one connection for the
     whole run, as a start of PostgreSQL's own programs takes three times as long."""
-    loop = asyncio.new_event_loop()
-    thread = Thread(target=loop.run_forever)
-    thread.start()
-    url = postgres_cluster.url("postgres")
-    connection = asyncio.run_coroutine_threadsafe(asyncpg.connect(url), loop).result()
+    loop = LoopThread("postgres-statements")
+    connection = loop.ask(asyncpg.connect(postgres_cluster.url("postgres")))
 
     def run(statement: str) -> None:
-        asyncio.run_coroutine_threadsafe(connection.execute(statement), loop).result()
+        loop.ask(connection.execute(statement))
 
     yield run
-    asyncio.run_coroutine_threadsafe(connection.close(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
+    loop.ask(connection.close())
     loop.close()
 
 

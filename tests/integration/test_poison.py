@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,7 +53,7 @@ from saga.runtime.messaging.topology import (
     topology_of,
     wait_queue,
 )
-from saga.runtime.tasks import cancel_all
+from saga.runtime.tasks import LoopThread, cancel_all
 from saga.status import status
 from tests.faults.proxy import Proxy
 from tests.integration.order_events import cancelled
@@ -278,22 +282,15 @@ async def at_work(place: Place, url: str | None = None) -> AsyncIterator[None]:
 @contextmanager
 def at_work_meanwhile(place: Place) -> Iterator[None]:
     """The same in a thread, where commands have an event loop of their own."""
-    loop = asyncio.new_event_loop()
-    begun, ending = threading.Event(), asyncio.Event()
-
-    async def work() -> None:
-        async with at_work(place):
-            begun.set()
-            await ending.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(work()))
-    thread.start()
+    loop = LoopThread("at work")
+    working = AsyncExitStack()
     try:
-        assert begun.wait(DELIVERED_SECONDS)
-        yield
+        loop.ask(working.enter_async_context(at_work(place)))
+        try:
+            yield
+        finally:
+            loop.ask(working.aclose())
     finally:
-        loop.call_soon_threadsafe(ending.set)
-        thread.join()
         loop.close()
 
 

@@ -373,3 +373,19 @@ def test_a_service_that_does_not_say_whom_it_asks_ends_with_one_line(tmp_path: P
     (line,) = done.stderr.splitlines()
     assert "toy.inquire may return Inquire, which inquirer puts to no outside" in line
     assert [*tmp_path.iterdir()] == []
+
+
+INTERRUPTED_WHILE_IT_STARTS = """
+import os, signal
+from saga.runtime.process import main
+from saga.runtime.settings import Settings
+
+main(lambda _: os.kill(os.getpid(), signal.SIGINT), Settings)
+"""
+
+
+def test_a_service_that_is_interrupted_while_it_starts_ends_without_a_word() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE_IT_STARTS], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import weakref
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from copy import copy
@@ -26,6 +27,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from typer.testing import CliRunner
 
+import saga.simulation as simulation_module
 from common.events import (
     NotificationBegun,
     NotificationDismissed,
@@ -102,6 +104,7 @@ from saga.simulation.loop import SimulatedProcess
 from saga.simulation.network import Network
 from saga.simulation.rules import RULES, violation
 from saga.simulation.weather import DOOR_KINDS
+from saga.simulation.world import World
 from tests.errands import SAGA as ERRANDS
 
 SEEDS = 200
@@ -191,6 +194,23 @@ def test_a_part_of_the_runs_of_a_saga_with_personal_data_has_doors() -> None:
     )
     assert not any(DOOR_KINDS & run.faults for run in made if not run.has_doors)
     assert Summary(made, 1.0).with_doors == len(with_doors)
+
+
+def test_nothing_of_a_run_is_left_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or ten thousand of them would need gigabytes."""
+    worlds: list[weakref.ref[World]] = []
+
+    class Noted(World):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            worlds.append(weakref.ref(self))
+
+    monkeypatch.setattr(simulation_module, "World", Noted)
+    made = runs(20, 10)
+
+    assert {run.has_doors for run in made} == {True, False}
+    assert len(worlds) == len(made)
+    assert [run.seed for run, world in zip(made, worlds, strict=True) if world()] == []
 
 
 def test_an_outside_that_opens_nothing_it_is_told_of_persons_is_not_covered() -> None:

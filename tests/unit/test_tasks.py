@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
 from saga.runtime import tasks
-from saga.runtime.tasks import cancel_all, side_by_side
+from saga.runtime.tasks import LoopThread, cancel_all, side_by_side
 
 
 class Deaf:
@@ -69,3 +71,45 @@ async def test_the_first_failure_ends_what_goes_on_beside() -> None:
         await side_by_side(deaf(), fail())
     assert deaf.lost == 2
     await side_by_side()
+
+
+def test_what_is_asked_of_a_loop_in_a_thread_is_answered() -> None:
+    async def answer() -> str:
+        await asyncio.sleep(0)
+        return threading.current_thread().name
+
+    loop = LoopThread("elsewhere")
+    try:
+        assert loop.ask(answer()) == "elsewhere"
+        with pytest.raises(ValueError):  # noqa: PT011 - `fail` says nothing
+            loop.ask(fail())
+    finally:
+        loop.close()
+
+
+def test_a_loop_in_a_thread_is_closed_once_all_on_it_has_cleaned_up() -> None:
+    """Or who asked would wait for ever, and what cleans up would find no loop."""
+    begun = threading.Event()
+    cleaned: list[str] = []
+
+    async def work() -> None:
+        part = asyncio.create_task(asyncio.sleep(60))
+        try:
+            begun.set()
+            await part
+        finally:
+            await cancel_all(part)
+            await asyncio.sleep(0)
+            cleaned.append("up")
+
+    loop = LoopThread("elsewhere")
+    with ThreadPoolExecutor(1) as asking:
+        asked = asking.submit(loop.ask, work())
+        begun.wait()
+        loop.close()
+        with pytest.raises(CancelledError):
+            asked.result()
+
+    assert cleaned == ["up"]
+    assert loop.is_closed
+    loop.close()

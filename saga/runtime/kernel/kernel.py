@@ -121,7 +121,7 @@ class Kernel:
         self._pessimistic_left = 0
         """Groups that are still to be decided on pessimistically."""
         self._metrics = KernelMetrics(participant)
-        self._metrics.watch(lambda: self._unresolved)
+        self._metrics.watch(self, lambda kernel: kernel._unresolved)
         self._commit_loop = RetryLoop("commits", "commit")
         self._lanes: Lanes[Work] = Lanes(normal_share)
         self._local: Lanes[Work] = Lanes(normal_share)

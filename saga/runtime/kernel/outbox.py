@@ -85,7 +85,7 @@ class Outbox:
         self.owner = new_id().hex
         """This replica, until its process ends."""
         self._metrics = OutboxMetrics(participant)
-        self._metrics.watch(lambda: self.backlog)
+        self._metrics.watch(self, lambda outbox: outbox.backlog)
         self._publish_loop = RetryLoop("outbox", "publish events")
         self._ruined_loop = RetryLoop("outbox_rows", "publish single rows", vital=False)
         self._sweep_loop = RetryLoop("sweep", "read the outbox")
