@@ -6,7 +6,7 @@ done on the store. Any number of commands may use it at the same time; all of it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -42,6 +42,7 @@ from saga.dlq.tables import (
     runs,
 )
 from saga.errors import InputError, NotFound
+from saga.personal.masks import without_names
 from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.kernel.tables import utc_now
 
@@ -53,7 +54,9 @@ class Store:
         """Open the store, and make it where there is none."""
         self.path = path_of(url)
         self._engine = sqlite_engine(url)
-        sa.event.listen(self._engine, "connect", _know_masking)
+        self.names_in: Callable[[bytes], frozenset[str]] | None = None
+        """Whom a message names, for conditions on errors that do not; see `Selection`."""
+        sa.event.listen(self._engine, "connect", self._know_masking)
         self.replays = Replays(self._engine)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,18 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _know_masking(self, connection: Any, _: Any) -> None:
+        """Let conditions ask for what is left of an error, as who searches is shown it."""
+        connection.create_function("masked_error", 1, masked_error, deterministic=True)
+        connection.create_function("nameless_error", 2, self._nameless_error)
+
+    def _nameless_error(self, error: str, body: bytes) -> str:
+        """The error without whom its message names; where nothing here tells names, without
+        anything that it quotes."""
+        if self.names_in is None:
+            return masked_error(error)
+        return without_names(error, self.names_in(body))
 
     # --- collecting --------------------------------------------------------------------------
 
@@ -387,11 +402,6 @@ class Store:
         """The newest entries of the audit record, the newest first; `before` one of that number."""
         with reading(self._engine) as connection:
             return newest(connection, limit, before)
-
-
-def _know_masking(connection: Any, _: Any) -> None:
-    """Let conditions ask for what `masked_error` leaves of an error."""
-    connection.create_function("masked_error", 1, masked_error, deterministic=True)
 
 
 def _count(connection: Connection, selection: Selection, states: Collection[LetterState]) -> int:
