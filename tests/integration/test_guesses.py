@@ -112,7 +112,8 @@ def place(
 def unsaid(text: str, asked: str) -> str:
     """An answer without what was asked, which it may repeat, nor what differs from one to the
     next."""
-    text = re.sub(re.escape(asked), "…", html.unescape(text), flags=re.IGNORECASE)
+    text = html.unescape(text).replace(NAME, "…")
+    text = re.sub(re.escape(asked), "…", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<=text=)[^&\"]*", "…", text)
     return re.sub(r"\d\d\d\d-\d\d-\d\d.\d\d:\d\d:\d\d\S*|\d+\.\d+ ms", "…", text)
 
