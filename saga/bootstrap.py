@@ -12,6 +12,7 @@ Prometheus the authority to know them by.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import sys
@@ -28,7 +29,13 @@ from saga.auth.scopes import ROLES
 from saga.auth.settings import KEYS_FILE_NAME
 from saga.broker.passwords import PASSWORD_BYTES, new_passwords
 from saga.choreography import Choreography
-from saga.deployment import FILE_NAME, Deployment, DeploymentError, outside_urls_in
+from saga.deployment import (
+    FILE_NAME,
+    Deployment,
+    DeploymentError,
+    outside_papers_in,
+    outside_urls_in,
+)
 from saga.discovery import saga
 from saga.http import KEY_FILE_NAME
 from saga.local.certificates import VALID, Authority, key_pem, pem
@@ -64,6 +71,7 @@ CERTIFICATE: Final = "http-cert.pem"
 CERTIFICATES_KEY: Final = "http-key.pem"
 AUTHORITY: Final = "ca.pem"
 AUTHORITYS_KEY: Final = "ca-key.pem"
+AUTHORITY_FOLDER: Final = "authority"
 AUTHORITY_VALID: Final = timedelta(days=3_660)
 OPERATORS_SERVERS: Final = ("console", "exporter")
 PROMETHEUS_FOLDER: Final = "prometheus"
@@ -74,6 +82,7 @@ DEAD_LETTERS_URL: Final = "sqlite:////data/dead_letters.db"
 # A volume is all that keeps these from others; who reads them in a container is the image's matter.
 _READABLE: Final = 0o444
 _OWNER_ONLY: Final = 0o400
+_ANYBODY: Final = 0o777
 
 
 def bootstrap(
@@ -149,6 +158,7 @@ def bootstrap(
         database_urls=database_urls,
         persons_database_url=persons_url,
         outside_urls=outside_urls_in(OUTSIDE_FOLDER, outsides),
+        outside_papers=_papers_elsewhere(outsides),
         dead_letters_url=DEAD_LETTERS_URL,
         api_keys_file=Path(KEYS_FILE_NAME),
         api_keys_copied=True,
@@ -191,11 +201,9 @@ def _share_key_store(folder: Path, names: Sequence[str], known: str | None, host
 
 def _certify(folder: Path, hosts: Mapping[str, Sequence[str]], now: datetime) -> None:
     """Make the certificate of each service, and one for the servers of operators, where there is
-    none for their names that lasts; and tell services to serve with it. The key of the authority
-    stays with the operators, for who owns the files alone, so that a certificate is renewed under
-    the same one."""
-    own = folder / OPERATORS_FOLDER
-    authority = _authority(own, now)
+    none for their names that lasts; and tell services to serve with it. The authority stays in a
+    folder that no container has but who runs this, so that a certificate is renewed under it."""
+    authority = _authority(folder / AUTHORITY_FOLDER, now)
     for name in (OPERATORS_FOLDER, PROMETHEUS_FOLDER):
         _write(folder / name / AUTHORITY, pem(authority.certificate))
     for name, known in {**hosts, OPERATORS_FOLDER: OPERATORS_SERVERS}.items():
@@ -243,6 +251,27 @@ def _http_urls(
 
     observers = {service.name: urls(service.name, 1) for service in graph.observers}
     return {p.name: urls(p.name, replicas) for p in graph.in_python} | observers
+
+
+def _papers_elsewhere(outsides: Sequence[Outside[Any]]) -> dict[str, tuple[Path, ...]]:
+    """Where outsides keep their papers, as operators' commands see them: those that the environment
+    of this names. What is in another container's own data folder, they do not see."""
+    found = outside_papers_in(OUTSIDE_FOLDER, outsides)
+    return {
+        name: paths
+        for name, paths in found.items()
+        if not any(path.is_relative_to(OUTSIDE_FOLDER) for path in paths)
+    }
+
+
+def let_operators_write(own: Path) -> None:
+    """Let a container that has the operators' folder writable change what is in it, whoever it
+    runs as: requests to forget a person wait there, API keys are made and revoked, and a master key
+    is rotated."""
+    own.chmod(_ANYBODY)
+    for lock in own.glob("*.lock"):
+        with contextlib.suppress(PermissionError):  # It is theirs.
+            lock.chmod(_ANYBODY)
 
 
 def _add_administrator(document: dict[str, Any], password: str) -> None:
@@ -303,6 +332,7 @@ def main() -> None:
             outsides=saga().outside,
             tls=arguments.tls,
         )
+        let_operators_write(arguments.folder / OPERATORS_FOLDER)
     except (DeploymentError, OSError, ValueError) as error:  # the last of a host
         sys.exit(f"error: {harmless(without_passwords(str(error)))}")
 

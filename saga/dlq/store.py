@@ -6,6 +6,7 @@ done on the store. Any number of commands may use it at the same time; all of it
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -43,8 +44,9 @@ from saga.dlq.tables import (
 )
 from saga.errors import InputError, NotFound
 from saga.personal.masks import without_names
-from saga.runtime.kernel.sqlite import sqlite_engine
+from saga.runtime.kernel.sqlite import scrub, sqlite_engine
 from saga.runtime.kernel.tables import utc_now
+from saga.wording import counted
 
 
 class Store:
@@ -318,7 +320,8 @@ class Store:
 
     def purge(self, older_than_seconds: float, reason: str) -> list[int]:
         """Delete letters that nothing is owed of, last failed longer ago than that, with all that
-        is known of them; returns their numbers. Those of a replay that never ended stay."""
+        is known of them, and every byte of it; returns their numbers. Those of a replay that never
+        ended stay. Raises `DlqError` where the bytes are still there."""
         open_run = sa.select(runs.c.number).where(runs.c.ended_at.is_(None))
         replaying = sa.select(items.c.letter).where(items.c.run.in_(open_run))
         old = (
@@ -338,6 +341,13 @@ class Store:
                 {"older_than": older_than_seconds},
                 {"letters": numbers},
             )
+        try:
+            scrub(self.path)
+        except sqlite3.Error as error:
+            raise DlqError(
+                f"{counted(len(numbers), 'letter')} purged, but what they said is still in free "
+                f"parts of {self.path}: {error}; run it again"
+            ) from error
         return numbers
 
     # --- editing -----------------------------------------------------------------------------
