@@ -426,6 +426,7 @@ def _show(whom: Whom) -> None:
             out().print(f"  {item.at:%Y-%m-%d %H:%M:%S} {item.participant} {item.subject}: {what}")
     for line in whom.not_looked_at:
         remark(line)
+    _say_others(whom)
     if whom.dues_not_listed:
         remark(f"{whom.dues_not_listed} more are due, and were not looked at: `saga due SUBJECT`")
 
@@ -454,10 +455,20 @@ def _show_outcome(outcome: Outcome) -> None:
             f"person {person_id} is forgotten since {outcome.forgotten_at:%Y-%m-%d %H:%M:%S}"
         )
         remark("copies of the key store from before still hold the key: destroy them")
+    _say_others(outcome.whom)
     for name, count in outcome.taken_out.items():
         out().print(f"taken out of {name}: {count}")
     for line in outcome.left:
         remark(f"left to do: {line}")
+
+
+def _say_others(whom: Whom) -> None:
+    """Name who may be the same person, in another spelling."""
+    if whom.spelt_otherwise:
+        remark(
+            f"in another spelling, the same name is person {', '.join(whom.spelt_otherwise)}: if "
+            f"that is who asked, have them forgotten as well, by that id"
+        )
 
 
 def _whom_json(whom: Whom) -> dict[str, Any]:
@@ -473,6 +484,7 @@ def _whom_json(whom: Whom) -> dict[str, Any]:
             for one in whom.dues
         ],
         "not_looked_at": list(whom.not_looked_at),
+        "spelt_otherwise": list(whom.spelt_otherwise),
     }
 
 
