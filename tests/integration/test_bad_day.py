@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -213,9 +214,6 @@ def _leave_in_outbox(day: Day) -> None:
     """Have an event that names them wait in a service that does not run."""
     with closing(open_store(day.settings())) as store:
         body = store.seal(NAME).encode()
-
-    import sqlite3
-
     with closing(sqlite3.connect(day.folder / "order.db")) as orders:
         columns = [row[1:4] for row in orders.execute("PRAGMA table_info(outbox)")]
         values = [
