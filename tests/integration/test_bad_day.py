@@ -243,6 +243,13 @@ def test_what_cannot_be_done_while_the_key_is_there_has_the_request_wait(
     assert "asked for on 2030-01-31" in waiting.out
 
 
+def test_api_keys_that_services_have_copies_of_are_not_taken_for_none(day: Day) -> None:
+    day.change(api_keys_copied=True)
+    done = day.forget(*FORGET)
+    assert done.status == 1
+    assert f"API keys were not looked at: services have copies of {day.folder}" in done.err
+
+
 def test_who_is_not_known_is_said_to_be_so_and_other_spellings_are_named(day: Day) -> None:
     with closing(open_store(day.settings())) as store:
         person = store.person_of(NAME)

@@ -239,6 +239,13 @@ def test_a_person_is_forgotten_by_the_command_as_it_is_documented(volumes: Volum
     assert (waiting.returncode, waiting.stdout) == (0, "no request waits\n")
 
 
+@pytest.mark.parametrize("command", ["persons list", "persons in-clear", "keys list"])
+def test_what_only_looks_needs_nothing_more(volumes: Volumes, command: str) -> None:
+    done = volumes.saga(*command.split(), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+
+
 def test_a_master_key_is_rotated_as_it_is_documented(volumes: Volumes) -> None:
     with closing(open_store(volumes.key_store)) as store:
         sealed = store.seal("Ada Bleibtreu")
