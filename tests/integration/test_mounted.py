@@ -85,7 +85,8 @@ class Volumes:
 
     def __post_init__(self) -> None:
         for name in SINGLE["volumes"]:
-            (self.folder / name).mkdir(mode=0o755)
+            (self.folder / name).mkdir()
+            (self.folder / name).chmod(0o755)
         for name in ("audit", "provider", "mail"):  # The image has their folders.
             os.chown(self.folder / name, USER, USER)
 
@@ -118,6 +119,7 @@ class Volumes:
                 "MOUNTED": " ".join(mounted),
                 "AS": "--reuid={} --regid={} --clear-groups".format(*user.split(":")),
             },
+            umask=0o022,  # A container's, whatever commands have made of that of the tests.
             input=given,
             capture_output=True,
             text=True,
@@ -148,8 +150,14 @@ class Volumes:
         known["database_urls"] = {n: f"sqlite:////data/{n}.db" for n in known["database_urls"]}
         known |= {"amqp_url": url, "amqp_urls": {}}
         known["persons_database_url"] = "sqlite:////data/persons.db"
+        self.tell(json.dumps(known))
+
+    def tell(self, deployment: str) -> None:
+        """Have this in `saga.json`, which is readable as `init` makes it."""
+        file = self.operators / FILE_NAME
         file.unlink()
-        file.write_text(json.dumps(known))
+        file.write_text(deployment)
+        file.chmod(0o444)
 
     @property
     def key_store(self) -> PersonalSettings:
@@ -211,8 +219,7 @@ def test_an_operators_container_changes_api_keys_and_services_know_it_after_the_
     volumes.init()
     known = read_keys(volumes.folder / "order-secrets" / "api_keys.json")
     assert "reception" not in [key.name for key in known]
-    (volumes.operators / FILE_NAME).unlink()
-    (volumes.operators / FILE_NAME).write_text(kept)
+    volumes.tell(kept)
 
 
 def test_a_person_is_forgotten_by_the_command_as_it_is_documented(volumes: Volumes) -> None:
