@@ -192,6 +192,11 @@ def forget_payer(whom: ErasureRequest) -> int:
             "the deployment does not say where the payment provider keeps its books; add its URL"
         )
     try:
+        path = ledger_file(whom.books_url)
+        if not path.is_file():  # While the key is there, these can still be told from others'.
+            raise OutsideError(
+                f"the payment provider's ledger is not at {path}: put it there, or correct its URL"
+            )
         return take_out_of_ledger(whom.books_url, whom.references, whom.values)
     except (sqlite3.Error, ValueError) as error:
         raise OutsideError(f"cannot write in the payment provider's ledger: {error}") from error
@@ -279,11 +284,12 @@ def mail_folder(data_folder: Path) -> Path:
 
 def forget_addressee(whom: ErasureRequest) -> int:
     """Take a customer's mails out of the folder that takes the place of a server. Raises
-    `OSError`."""
-    return sum(
-        take_out_of_mails(folder, whom.subjects, whom.values)
-        for folder in whom.papers or (mail_folder(whom.folder),)
-    )
+    `OutsideError` and `OSError`."""
+    folders = whom.papers or (mail_folder(whom.folder),)
+    for folder in folders:
+        if not folder.parent.is_dir():  # Before the first mail, there is no folder of theirs.
+            raise OutsideError(f"mails cannot be looked at: there is no folder {folder.parent}")
+    return sum(take_out_of_mails(folder, whom.subjects, whom.values) for folder in folders)
 
 
 def mailed_about(data_folder: Path) -> Collection[str]:

@@ -4,14 +4,20 @@
 
 Every container gets a folder of its own below the given one, as a volume that no other container
 has. What is there already stays, so that this may run at each start.
+
+With `--tls`, or `HTTP_TLS=on`, services speak HTTPS: each gets a certificate, and operators and
+Prometheus the authority to know them by.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +29,16 @@ from saga.auth.scopes import ROLES
 from saga.auth.settings import KEYS_FILE_NAME
 from saga.broker.passwords import PASSWORD_BYTES, new_passwords
 from saga.choreography import Choreography
-from saga.deployment import FILE_NAME, Deployment, DeploymentError, outside_urls_in
+from saga.deployment import (
+    FILE_NAME,
+    Deployment,
+    DeploymentError,
+    outside_papers_in,
+    outside_urls_in,
+)
 from saga.discovery import saga
 from saga.http import KEY_FILE_NAME
+from saga.local.certificates import VALID, Authority, key_pem, pem
 from saga.outside import Outside
 from saga.personal.masks import Masks
 from saga.personal.master import new_master_key
@@ -49,11 +62,27 @@ PERSONS: Final = "saga_persons"
 """The role and the database of the key store, where messages name people."""
 PERSONAL_KEY: Final = "personal_key"
 """Its master key, as `SECRETS_DIR` has it."""
+MOUNTED: Final = Path("/run/secrets")
+"""Where a container sees its own folder."""
+HTTP_CERT: Final = "http_cert_file"
+HTTP_KEY: Final = "http_key_file"
+"""Settings, as `SECRETS_DIR` has them."""
+CERTIFICATE: Final = "http-cert.pem"
+CERTIFICATES_KEY: Final = "http-key.pem"
+AUTHORITY: Final = "ca.pem"
+AUTHORITYS_KEY: Final = "ca-key.pem"
+AUTHORITY_FOLDER: Final = "authority"
+AUTHORITY_VALID: Final = timedelta(days=3_660)
+OPERATORS_SERVERS: Final = ("console", "exporter")
+PROMETHEUS_FOLDER: Final = "prometheus"
+ANY_SERVER: Final = "any.saga"
+"""Stands in all certificates: Prometheus asks replicas by addresses, which stand in none."""
 DEAD_LETTERS_URL: Final = "sqlite:////data/dead_letters.db"
 
 # A volume is all that keeps these from others; who reads them in a container is the image's matter.
 _READABLE: Final = 0o444
 _OWNER_ONLY: Final = 0o400
+_ANYBODY: Final = 0o777
 
 
 def bootstrap(
@@ -66,6 +95,7 @@ def bootstrap(
     cookies: Sequence[Path] = (),
     outsides: Sequence[Outside[Any]] = (),
     host_of: Callable[[str], str] = str,
+    tls: bool = False,
 ) -> None:
     """Make what is missing in `folder`, and a cookie for the nodes of a cluster.
 
@@ -112,13 +142,23 @@ def bootstrap(
     for node in cookies:
         _write(node / ".erlang.cookie", cookie, _OWNER_ONLY)
     _share_keys(folder, names)
+    http_urls = _http_urls(graph, replicas, host_of, "https" if tls else "http")
+    if tls:
+        hosts = {name: [yarl.URL(url).host or name for url in http_urls[name]] for name in names}
+        _certify(folder, hosts, utc_now())
+    else:
+        for name in names:
+            for pointer in (HTTP_CERT, HTTP_KEY):
+                (folder / name / pointer).unlink(missing_ok=True)
     deployment = Deployment(
         amqp_url=amqp_urls[OPERATOR],
         amqp_urls=amqp_urls,
-        http_urls=_http_urls(graph, replicas, host_of),
+        http_urls=http_urls,
+        http_ca_file=Path(AUTHORITY) if tls else None,
         database_urls=database_urls,
         persons_database_url=persons_url,
         outside_urls=outside_urls_in(OUTSIDE_FOLDER, outsides),
+        outside_papers=_papers_elsewhere(outsides),
         dead_letters_url=DEAD_LETTERS_URL,
         api_keys_file=Path(KEYS_FILE_NAME),
         api_keys_copied=True,
@@ -159,6 +199,38 @@ def _share_key_store(folder: Path, names: Sequence[str], known: str | None, host
     return url
 
 
+def _certify(folder: Path, hosts: Mapping[str, Sequence[str]], now: datetime) -> None:
+    """Make the certificate of each service, and one for the servers of operators, where there is
+    none for their names that lasts; and tell services to serve with it. The authority stays in a
+    folder that no container has but who runs this, so that a certificate is renewed under it."""
+    authority = _authority(folder / AUTHORITY_FOLDER, now)
+    for name in (OPERATORS_FOLDER, PROMETHEUS_FOLDER):
+        _write(folder / name / AUTHORITY, pem(authority.certificate))
+    for name, known in {**hosts, OPERATORS_FOLDER: OPERATORS_SERVERS}.items():
+        names = (*known, ANY_SERVER, "localhost")
+        certificate, key = folder / name / CERTIFICATE, folder / name / CERTIFICATES_KEY
+        if not (key.exists() and authority.has_issued(certificate, names, now)):
+            issued, its_key = authority.issue(names, now)
+            _write(key, its_key)
+            _write(certificate, issued)
+        if name in hosts:
+            _write(folder / name / HTTP_KEY, str(MOUNTED / CERTIFICATES_KEY))
+            _write(folder / name / HTTP_CERT, str(MOUNTED / CERTIFICATE))
+
+
+def _authority(own: Path, now: datetime) -> Authority:
+    """The one there is, while it lasts longer than a certificate; else a new one."""
+    certificate, key = own / AUTHORITY, own / AUTHORITYS_KEY
+    if certificate.exists() and key.exists():
+        found = Authority.read(certificate.read_bytes(), key.read_bytes())
+        if found.certificate.not_valid_after_utc - now > VALID:
+            return found
+    made = Authority.made(f"{OPERATORS_KEY} of a saga", now, AUTHORITY_VALID)
+    _write(key, key_pem(made.key), _OWNER_ONLY)
+    _write(certificate, pem(made.certificate))
+    return made
+
+
 def _amqp_url(user: str, password: str, brokers: Sequence[str]) -> str:
     first, *others = brokers
     url = yarl.URL(f"amqp://{first}/").with_user(user).with_password(password)
@@ -170,15 +242,36 @@ def _database_at(host: str, service: str) -> str:
 
 
 def _http_urls(
-    graph: Choreography, replicas: int, host_of: Callable[[str], str]
+    graph: Choreography, replicas: int, host_of: Callable[[str], str], scheme: str
 ) -> dict[str, tuple[str, ...]]:
     def urls(name: str, count: int) -> tuple[str, ...]:
         first = host_of(name)
         further = [f"{first}-{number}" for number in range(2, count + 1)]
-        return tuple(f"http://{host}:{HTTP_PORT}" for host in (first, *further))
+        return tuple(f"{scheme}://{host}:{HTTP_PORT}" for host in (first, *further))
 
     observers = {service.name: urls(service.name, 1) for service in graph.observers}
     return {p.name: urls(p.name, replicas) for p in graph.in_python} | observers
+
+
+def _papers_elsewhere(outsides: Sequence[Outside[Any]]) -> dict[str, tuple[Path, ...]]:
+    """Where outsides keep their papers, as operators' commands see them: those that the environment
+    of this names. What is in another container's own data folder, they do not see."""
+    found = outside_papers_in(OUTSIDE_FOLDER, outsides)
+    return {
+        name: paths
+        for name, paths in found.items()
+        if not any(path.is_relative_to(OUTSIDE_FOLDER) for path in paths)
+    }
+
+
+def let_operators_write(own: Path) -> None:
+    """Let a container that has the operators' folder writable change what is in it, whoever it
+    runs as: requests to forget a person wait there, API keys are made and revoked, and a master key
+    is rotated."""
+    own.chmod(_ANYBODY)
+    for lock in own.glob("*.lock"):
+        with contextlib.suppress(PermissionError):  # It is theirs.
+            lock.chmod(_ANYBODY)
 
 
 def _add_administrator(document: dict[str, Any], password: str) -> None:
@@ -221,6 +314,12 @@ def main() -> None:
         metavar="FOLDER",
         help="a RabbitMQ node's home, for the cookie of a cluster",
     )
+    parser.add_argument(
+        "--tls",
+        action="store_true",
+        default=os.environ.get("HTTP_TLS") == "on",
+        help="have services speak HTTPS; HTTP_TLS=on says the same",
+    )
     arguments = parser.parse_args()
     try:
         bootstrap(
@@ -231,7 +330,9 @@ def main() -> None:
             replicas=arguments.replicas,
             cookies=arguments.cookie,
             outsides=saga().outside,
+            tls=arguments.tls,
         )
+        let_operators_write(arguments.folder / OPERATORS_FOLDER)
     except (DeploymentError, OSError, ValueError) as error:  # the last of a host
         sys.exit(f"error: {harmless(without_passwords(str(error)))}")
 

@@ -89,7 +89,7 @@ class Deployment(Discreet, BaseModel):
     (`saga.bootstrap`)."""
     http_ca_file: Path | None = Field(default=None, repr=False)
     """The authority by which services are known that are asked over HTTPS, unless the environment
-    names another one; see `saga.runtime.tls.trusted`."""
+    names another one: a path from the folder of this file on; see `saga.runtime.tls.trusted`."""
     dead_letters_url: str | None = None
     """The operator's store of dead letters; by default a file beside the one this is read from."""
 
@@ -156,8 +156,10 @@ class Deployment(Discreet, BaseModel):
             )
             # Not `from error`: it holds what the file does, passwords among that.
             raise DeploymentError(f"cannot read {path}: {without_passwords(problems)}") from None
-        OF_DEPLOYMENT.set(found.http_ca_file)
         placed: dict[str, Any] = {}
+        if found.http_ca_file is not None:
+            placed["http_ca_file"] = folder / found.http_ca_file
+        OF_DEPLOYMENT.set(placed.get("http_ca_file"))
         if found.dead_letters_url is None:
             placed["dead_letters_url"] = dead_letters_url_in(folder)
         if found.api_keys_file is not None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 if __name__ == "__main__":  # The project's packages; but this repository's `tests`.
     sys.path[:] = [str(Path(__file__).parents[1]), *sys.path[1:]]
@@ -26,7 +27,7 @@ from saga.runtime.kernel.tables import utc_now
 from saga.runtime.problem import PROBLEM
 from tests.integration.served import Answer, Served, serving
 from tests.issuer import AUDIENCE, Issuer, forged
-from tests.openapi import example_of
+from tests.openapi import example_of, takes_text
 
 OPEN: Final = frozenset({"/livez", "/readyz", "/metrics"})
 EVERY_SCOPE: Final = "*"
@@ -70,12 +71,22 @@ class Operation:
         content = self.declared["requestBody"]["content"]["application/json"]
         return json.dumps(example_of(self.document, content["schema"])).encode()
 
-    async def asked(self, served: Served, credentials: str | None) -> Answer:
+    @property
+    def texts(self) -> list[str]:
+        """The parameters of its query that take any text."""
+        return [
+            each["name"]
+            for each in self.declared.get("parameters", ())
+            if each["in"] == "query" and takes_text(self.document, each["schema"])
+        ]
+
+    async def asked(self, served: Served, credentials: str | None, **query: str) -> Answer:
         """Its answer to a caller with that token or key."""
         headers = [(b"Authorization", f"Bearer {credentials}".encode())] if credentials else []
         if self.body:
             headers.append((b"Content-Type", b"application/json"))
-        return await served.ask(self.method, self.target, headers, self.body)
+        target = f"{self.target}?{urlencode(query)}" if query else self.target
+        return await served.ask(self.method, target, headers, self.body)
 
 
 @dataclass

@@ -29,3 +29,16 @@ def example_of(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
             return "A"
         case other:
             raise AssertionError(f"no example of {other}")
+
+
+def takes_text(document: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
+    """Whether a parameter of this schema may be any text, or a list of them."""
+    if "$ref" in schema:
+        return takes_text(
+            document, document["components"]["schemas"][schema["$ref"].split("/")[-1]]
+        )
+    if schema.get("type") == "array":
+        return takes_text(document, schema["items"])
+    if "anyOf" in schema:
+        return any(takes_text(document, each) for each in schema["anyOf"])
+    return schema.get("type") == "string" and "enum" not in schema and "const" not in schema

@@ -22,7 +22,6 @@ from saga.archive.subjects import SUBJECTS, Subject, around, subjects
 from saga.archive.view import SubjectView
 from saga.choreography import State
 from saga.errors import InputError
-from saga.personal.marks import personal_state_fields
 from saga.runtime.kernel.tables import Utc
 
 ROWS_MAX: Final = 10_000
@@ -85,10 +84,9 @@ def fields_of(view: SubjectView[Any]) -> tuple[ViewField, ...]:
     return tuple(found)
 
 
-def personal_columns(view: SubjectView[Any] | None) -> frozenset[str]:
-    """The columns of a view whose fields are personal, or have what is personal in them."""
-    kind = None if view is None else view.table.kind
-    return frozenset() if kind is None else frozenset(p[0] for p in personal_state_fields(kind))
+def text_columns(view: SubjectView[Any] | None) -> tuple[str, ...]:
+    """The columns of a view that texts are looked for in: what these say, others wrote."""
+    return () if view is None else tuple(field.name for field in fields_of(view) if field.text)
 
 
 def find(
@@ -100,16 +98,15 @@ def find(
     view: SubjectView[Any] | None = None,
     fields: Mapping[str, str] | None = None,
     containing: str = "",
-    names: bool = True,
+    unseen: Collection[str] = (),
 ) -> Findings:
     """At most `limit` subjects that fit all that is given, the latest first.
 
     `fields` are what columns of the view hold, as texts; `containing` is what one of its texts or
-    the key has in it, in whatever case. Without `names`, it is not looked for in personal fields:
-    who sees these masked could find out letter by letter what they hold. Raises `InputError` for a
-    field that cannot hold that.
+    the key has in it, in whatever case. It is not looked for in `unseen` columns: who sees these
+    masked could find out letter by letter what they hold. Raises `InputError` for a field that
+    cannot hold that.
     """
-    unseen = () if names else personal_columns(view)
     query = _Query(wanted, view, _values(view, fields or {}), containing, unseen)
     places, behind, looked_at = _places(connection, query, limit + 1, after)
     unfinished = len(places) <= limit and behind is not None
@@ -187,6 +184,7 @@ class _Query:
         self._values = dict(values)
         self._text = text
         self._unseen = unseen
+        self._text_columns = text_columns(view)
         self._view = view.table.table if view is not None else None
         self._base: sa.Table = subjects
         if self._view is not None and _TIME in self._view.c and values:
@@ -254,11 +252,7 @@ class _Query:
         if self._view is not None:
             self._joined.setdefault(self._view.name, (self._view, self._base is not self._view))
             self._texts += [
-                column
-                for column in self._view.c
-                if isinstance(column.type, sa.String)
-                and not column.primary_key
-                and column.name not in self._unseen
+                self._view.c[name] for name in self._text_columns if name not in self._unseen
             ]
 
     def _join(self, table: sa.Table) -> None:

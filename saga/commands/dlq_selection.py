@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from saga.commands.discretion import Discretion
 from saga.commands.output import PROBLEM_FOUND, problem
 from saga.errors import InputError, NotFound
 
@@ -71,8 +73,14 @@ class Filters:
         return bool(self._ids) or not self._filters.everything
 
     async def selection(self, desk: DeadLetterDesk) -> Selection:
-        """The selection; raises `InputError` if it names what does not exist."""
-        return await desk.selection(self._filters, self._ids)
+        """The selection; raises `InputError` if it names what does not exist. Errors are searched
+        as the command shows them."""
+        filters, error = self._filters, self._filters.error
+        discretion = Discretion(desk.deployment, desk.graph)
+        if error is not None and not discretion.shows_all:
+            desk.store.names_in = lambda body: discretion.named_in([body])
+            filters = replace(filters, error=None, nameless_error=error)
+        return await desk.selection(filters, self._ids)
 
 
 def selecting(*, by_id: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -38,18 +38,18 @@ class GroupBy(StrEnum):
 
 def discreet(letter: DeadLetter, discretion: Discretion) -> DeadLetter:
     """The letter without whom it names in what went wrong."""
-    from saga.personal.masks import Hidden
+    from saga.personal.masks import without_names
 
     named = discretion.named_in([letter.body])
-    return replace(letter, error=Hidden(named).text(letter.error)) if named else letter
+    return replace(letter, error=without_names(letter.error, named))
 
 
 def discreet_verdict(letter: DeadLetter, verdict: Verdict, discretion: Discretion) -> Verdict:
     """The verdict without whom its letter names."""
-    from saga.personal.masks import Hidden
+    from saga.personal.masks import without_names
 
     named = discretion.named_in([letter.body])
-    return replace(verdict, detail=Hidden(named).text(verdict.detail)) if named else verdict
+    return replace(verdict, detail=without_names(verdict.detail, named))
 
 
 def discreet_document(document: dict[str, Any], discretion: Discretion) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from saga.commands.output import (
 from saga.wording import counted
 
 if TYPE_CHECKING:
+    from saga.dlq.lookup import LetterWith
     from saga.personal.forgetting import Forgetter, Outcome
     from saga.personal.looking import SearchReport
     from saga.personal.requests import Request
@@ -350,10 +351,25 @@ def _show_look(look: SearchReport) -> None:
         out().print(f"found in {place.name}: {how}")
     if len(found) > LISTED_MAX:
         out().print(f"and in {len(found) - LISTED_MAX} more; --json has all")
+    for letter in look.letters[:LISTED_MAX]:
+        remark(
+            f"dead letter {letter.number} of {letter.participant}, {letter.type}, {letter.state}, "
+            f"has it: {_way_out(letter)}"
+        )
     for unseen in look.unseen:
         remark(f"could not look at {unseen.name}: {unseen.why}")
     if look.clean:
         out().print(f"it is nowhere in {sum(place.bytes for place in look.places) / _MB:.1f} MB")
+
+
+def _way_out(letter: LetterWith) -> str:
+    """How a letter is got rid of that has a name in clear."""
+    from saga.dlq.states import HERE
+
+    purge = "once it is as old as the services' INBOX_DAYS, `saga dlq purge` deletes it"
+    if letter.state not in HERE:
+        return purge
+    return f"`saga dlq discard {letter.number}` (or replay it); {purge}"
 
 
 def _look_json(look: SearchReport) -> dict[str, Any]:
@@ -366,6 +382,11 @@ def _look_json(look: SearchReport) -> dict[str, Any]:
         "found_in": [
             {"name": place.name, "found": place.found.count, "as": dict(place.found.encodings)}
             for place in look.with_it
+        ],
+        "letters": [
+            {"letter": one.number, "participant": one.participant, "type": one.type}
+            | {"state": one.state, "way_out": _way_out(one)}
+            for one in look.letters
         ],
         "not_looked_at": [{"name": one.name, "why": one.why} for one in look.unseen],
     }
@@ -405,6 +426,7 @@ def _show(whom: Whom) -> None:
             out().print(f"  {item.at:%Y-%m-%d %H:%M:%S} {item.participant} {item.subject}: {what}")
     for line in whom.not_looked_at:
         remark(line)
+    _say_others(whom)
     if whom.dues_not_listed:
         remark(f"{whom.dues_not_listed} more are due, and were not looked at: `saga due SUBJECT`")
 
@@ -433,10 +455,20 @@ def _show_outcome(outcome: Outcome) -> None:
             f"person {person_id} is forgotten since {outcome.forgotten_at:%Y-%m-%d %H:%M:%S}"
         )
         remark("copies of the key store from before still hold the key: destroy them")
+    _say_others(outcome.whom)
     for name, count in outcome.taken_out.items():
         out().print(f"taken out of {name}: {count}")
     for line in outcome.left:
         remark(f"left to do: {line}")
+
+
+def _say_others(whom: Whom) -> None:
+    """Name who may be the same person, in another spelling."""
+    if whom.spelt_otherwise:
+        remark(
+            f"in another spelling, the same name is person {', '.join(whom.spelt_otherwise)}: if "
+            f"that is who asked, have them forgotten as well, by that id"
+        )
 
 
 def _whom_json(whom: Whom) -> dict[str, Any]:
@@ -452,6 +484,7 @@ def _whom_json(whom: Whom) -> dict[str, Any]:
             for one in whom.dues
         ],
         "not_looked_at": list(whom.not_looked_at),
+        "spelt_otherwise": list(whom.spelt_otherwise),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from saga.dlq import DlqError
 from saga.dlq.states import HERE, SETTLED, LetterState
-from saga.dlq.tables import chunks, edits, letters, path_of, reading
+from saga.dlq.tables import chunks, copies, edits, letters, path_of, reading
 from saga.runtime.kernel.sqlite import sqlite_engine
 
 
@@ -58,6 +58,43 @@ def count_stored(url: str | None) -> dict[str, int]:
         for participant, count_ in _read(url, query):
             found[participant] += count_
     return dict(found)
+
+
+@dataclass(frozen=True, slots=True)
+class LetterWith:
+    """A letter with something in it that was looked for."""
+
+    number: int
+    participant: str
+    type: str
+    state: LetterState
+
+
+def letters_with(url: str | None, is_in: Callable[[Iterable[bytes]], bool]) -> list[LetterWith]:
+    """The letters in which something is: in what their messages carry, in what went wrong, or in a
+    corrected copy. Raises `DlqError`."""
+    if url is None or not path_of(url).is_file():
+        return []
+    c = letters.c
+    of_letter = (c.number, c.participant, c.type, c.state)
+    carried = (copies.c.headers, copies.c.properties, copies.c.raw, copies.c.body)
+    queries = (
+        sa.select(*of_letter, c.error, c.key, c.event_id, c.subject, c.note),
+        sa.select(*of_letter, *carried).join_from(letters, copies),
+        sa.select(*of_letter, edits.c.diff, edits.c.body).join_from(letters, edits),
+    )
+    found: dict[int, LetterWith] = {}
+    for query in queries:
+        for row in _read(url, query):
+            number, participant, type_, state, *texts = row
+            if number not in found and is_in(_bytes_of((type_, *texts))):
+                found[number] = LetterWith(number, participant, type_, state)
+    return [found[number] for number in sorted(found)]
+
+
+def _bytes_of(values: Iterable[str | bytes | None]) -> list[bytes]:
+    parts = (v.encode() if isinstance(v, str) else v for v in values if v)
+    return [b"\0".join(parts)]
 
 
 def known_among(url: str | None, participant: str, keys: Collection[str]) -> set[str]:

@@ -24,6 +24,11 @@ DAY_SECONDS: Final = 86_400
 _AGE_MAX_SECONDS: Final = 100.0 * 365 * DAY_SECONDS
 _DURATION: Final = re.compile(r"(-?\d+(?:\.\d+)?)([smhd]?)")
 _UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY_SECONDS}
+_NEWEST: Final = copies.alias("newest")
+_BODY: Final = (
+    sa.select(_NEWEST.c.body).where(_NEWEST.c.id == letters.c.copy).correlate(letters)
+).scalar_subquery()
+"""What is in a letter's newest copy."""
 _OF_LETTER: Final = tuple(column for column in letters.c if column is not letters.c.copy)
 
 
@@ -31,8 +36,9 @@ _OF_LETTER: Final = tuple(column for column in letters.c if column is not letter
 class Selection:
     """Which letters: those that fit everything that is given. Ages are in seconds, since the last
     failure; `queue` is an origin queue or a dead-letter queue, `error` a part of the error.
-    `masked_error` is a part of what the error says without what it quotes, for who is not shown
-    that: by what is found, they could find it out."""
+    Who is not shown all that an error says could find the rest out by what is found, so that their
+    search is for a part of what they are shown: `masked_error` of an error without what it quotes,
+    `nameless_error` of one without whom its message names."""
 
     numbers: tuple[int, ...] = ()
     queue: str | None = None
@@ -40,6 +46,7 @@ class Selection:
     type: str | None = None
     error: str | None = None
     masked_error: str | None = None
+    nameless_error: str | None = None
     fingerprint: str | None = None
     subject: str | None = None
     older_than: float | None = None
@@ -140,12 +147,16 @@ def conditions_of(
         )
         if value is not None
     )
-    if selection.error is not None:
-        both = c.error_type + ": " + c.error
-        found.append(both.icontains(selection.error, autoescape=True))
-    if selection.masked_error is not None:
-        both = c.error_type + ": " + sa.func.masked_error(c.error)
-        found.append(both.icontains(selection.masked_error, autoescape=True))
+    errors: tuple[tuple[str | None, sa.ColumnElement[str]], ...] = (
+        (selection.error, c.error),
+        (selection.masked_error, sa.func.masked_error(c.error)),
+        (selection.nameless_error, sa.func.nameless_error(c.error, _BODY)),
+    )
+    found += (
+        (c.error_type + ": " + shown).icontains(said, autoescape=True)
+        for said, shown in errors
+        if said is not None
+    )
     moment = now or utc_now()
     if selection.older_than is not None:
         found.append(c.last_failed_at <= moment - timedelta(seconds=selection.older_than))

@@ -6,7 +6,8 @@ done on the store. Any number of commands may use it at the same time; all of it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -42,8 +43,10 @@ from saga.dlq.tables import (
     runs,
 )
 from saga.errors import InputError, NotFound
-from saga.runtime.kernel.sqlite import sqlite_engine
+from saga.personal.masks import without_names
+from saga.runtime.kernel.sqlite import scrub, sqlite_engine
 from saga.runtime.kernel.tables import utc_now
+from saga.wording import counted
 
 
 class Store:
@@ -53,7 +56,9 @@ class Store:
         """Open the store, and make it where there is none."""
         self.path = path_of(url)
         self._engine = sqlite_engine(url)
-        sa.event.listen(self._engine, "connect", _know_masking)
+        self.names_in: Callable[[bytes], frozenset[str]] | None = None
+        """Whom a message names, for conditions on errors that do not; see `Selection`."""
+        sa.event.listen(self._engine, "connect", self._know_masking)
         self.replays = Replays(self._engine)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +73,18 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _know_masking(self, connection: Any, _: Any) -> None:
+        """Let conditions ask for what is left of an error, as who searches is shown it."""
+        connection.create_function("masked_error", 1, masked_error, deterministic=True)
+        connection.create_function("nameless_error", 2, self._nameless_error)
+
+    def _nameless_error(self, error: str, body: bytes) -> str:
+        """The error without whom its message names; where nothing here tells names, without
+        anything that it quotes."""
+        if self.names_in is None:
+            return masked_error(error)
+        return without_names(error, self.names_in(body))
 
     # --- collecting --------------------------------------------------------------------------
 
@@ -303,7 +320,8 @@ class Store:
 
     def purge(self, older_than_seconds: float, reason: str) -> list[int]:
         """Delete letters that nothing is owed of, last failed longer ago than that, with all that
-        is known of them; returns their numbers. Those of a replay that never ended stay."""
+        is known of them, and every byte of it; returns their numbers. Those of a replay that never
+        ended stay. Raises `DlqError` where the bytes are still there."""
         open_run = sa.select(runs.c.number).where(runs.c.ended_at.is_(None))
         replaying = sa.select(items.c.letter).where(items.c.run.in_(open_run))
         old = (
@@ -323,6 +341,13 @@ class Store:
                 {"older_than": older_than_seconds},
                 {"letters": numbers},
             )
+        try:
+            scrub(self.path)
+        except sqlite3.Error as error:
+            raise DlqError(
+                f"{counted(len(numbers), 'letter')} purged, but what they said is still in free "
+                f"parts of {self.path}: {error}; run it again"
+            ) from error
         return numbers
 
     # --- editing -----------------------------------------------------------------------------
@@ -387,11 +412,6 @@ class Store:
         """The newest entries of the audit record, the newest first; `before` one of that number."""
         with reading(self._engine) as connection:
             return newest(connection, limit, before)
-
-
-def _know_masking(connection: Any, _: Any) -> None:
-    """Let conditions ask for what `masked_error` leaves of an error."""
-    connection.create_function("masked_error", 1, masked_error, deterministic=True)
 
 
 def _count(connection: Connection, selection: Selection, states: Collection[LetterState]) -> int:

@@ -1,14 +1,17 @@
-"""A certificate for a system on this machine alone, and the authority to trust it by."""
+"""Certificates for a system's own services, and the authority to trust them by: on this machine
+alone (`saga up --tls`), and among containers (`saga.bootstrap`)."""
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -44,6 +47,70 @@ class LocalCertificate:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """Who signs certificates."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def made(cls, name: str, now: datetime, valid: timedelta = VALID) -> Self:
+        """A new one, of this name, which signs for servers alone."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        certificate = (
+            _begun(own, own, key.public_key(), now, valid)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs_certificates=True), critical=True)
+            .add_extension(identifier, critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(certificate, key)
+
+    @classmethod
+    def read(cls, certificate: bytes, key: bytes) -> Self:
+        """One that was made, from its PEM. Raises `ValueError`."""
+        read = serialization.load_pem_private_key(key, password=None)
+        if not isinstance(read, ec.EllipticCurvePrivateKey):
+            raise ValueError("the key of the authority is none on an elliptic curve")
+        return cls(x509.load_pem_x509_certificate(certificate), read)
+
+    def issue(self, names: Sequence[str], now: datetime) -> tuple[str, str]:
+        """A certificate for a server with these names, the first of which is its own, and on
+        loopback; and its key. Both are PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+        identifier = x509.SubjectKeyIdentifier.from_public_key(self.key.public_key())
+        others: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+        others += [x509.IPAddress(ipaddress.ip_address(address)) for address in ADDRESSES]
+        certificate = (
+            _begun(subject, self.certificate.subject, key.public_key(), now, VALID)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(others), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier),
+                critical=False,
+            )
+            .sign(self.key, hashes.SHA256())
+        )
+        return pem(certificate), key_pem(key)
+
+    def has_issued(self, certificate: Path, names: Sequence[str], now: datetime) -> bool:
+        """Whether a certificate is there, for these names, that is good for `RENEWED_BEFORE`."""
+        try:
+            there = x509.load_pem_x509_certificate(certificate.read_bytes())
+            there.verify_directly_issued_by(self.certificate)
+            known = there.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+            return False
+        wanted = known.get_values_for_type(x509.DNSName) == [*names]
+        return wanted and there.not_valid_after_utc - now > RENEWED_BEFORE
+
+
 def local_certificate(folder: Path, now: datetime | None = None) -> LocalCertificate:
     """The certificate of the system in `folder`, made where there is none that is valid for
     `RENEWED_BEFORE`. The authority's own key is forgotten at once: it can sign nothing else. Raises
@@ -54,44 +121,33 @@ def local_certificate(folder: Path, now: datetime | None = None) -> LocalCertifi
     if _ends_at(found) - now > RENEWED_BEFORE:
         return found
     own.mkdir(parents=True, exist_ok=True)
-    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"saga up in {folder.name}"[:64])])
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAMES[0])])
-    identifier = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
-    authority = (
-        _begun(issuer, issuer, authority_key.public_key(), now)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(identifier, critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    names: list[x509.GeneralName] = [x509.DNSName(name) for name in NAMES]
-    names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ADDRESSES]
-    certificate = (
-        _begun(subject, issuer, key.public_key(), now)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier),
-            critical=False,
-        )
-        .sign(authority_key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    write_whole(found.key, private.decode(), 0o600)
-    write_whole(found.authority, _pem(authority), 0o644)
-    write_whole(found.certificate, _pem(certificate), 0o644)  # Last: it says that all is there.
+    authority = Authority.made(f"saga up in {folder.name}", now)
+    certificate, key = authority.issue(NAMES, now)
+    write_whole(found.key, key, 0o600)
+    write_whole(found.authority, pem(authority.certificate), 0o644)
+    write_whole(found.certificate, certificate, 0o644)  # Last: it says that all is there.
     return found
 
 
+def pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    """Not encrypted."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
+
+
 def _begun(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    valid: timedelta,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -100,7 +156,7 @@ def _begun(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _EARLIER)
-        .not_valid_after(now + VALID - _EARLIER)
+        .not_valid_after(now + valid - _EARLIER)
     )
 
 
@@ -116,10 +172,6 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def _pem(certificate: x509.Certificate) -> str:
-    return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _ends_at(found: LocalCertificate) -> datetime:

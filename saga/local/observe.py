@@ -18,7 +18,7 @@ from saga.broker.setup import virtual_host_of
 from saga.discovery import saga
 from saga.errors import Explained
 from saga.exporter import Exporter
-from saga.generate.monitoring import DATA, prometheus_config
+from saga.generate.monitoring import DATA, EXPORTER, OURS, prometheus_config
 from saga.http import client
 from saga.local.beside import BesideProgram
 from saga.local.server import LOOPBACK, free_ports
@@ -33,10 +33,6 @@ SCRAPE_SECONDS: Final = 5.0
 RECONCILE_SECONDS: Final = 60.0
 RETENTION: Final = "7d"
 _WATCH_SECONDS: Final = 1.0
-
-EXPORTER: Final = "saga-exporter"
-OURS: Final = ("saga", EXPORTER)
-"""The jobs that scrape what our own server serves."""
 
 Targets = Mapping[str, Sequence[str]]
 """Keyed by job of `monitoring/prometheus.yml`, the addresses to scrape."""

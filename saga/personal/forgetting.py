@@ -300,6 +300,7 @@ class Forgetter:
         outcome.whom = replace(
             after,
             values=before.values,
+            spelt_otherwise=before.spelt_otherwise,
             references=tuple(sorted({*before.references, *after.references})),
         )
         known = {*subjects_before}

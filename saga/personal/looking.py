@@ -14,7 +14,6 @@ import sqlite3
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -25,6 +24,8 @@ from sqlalchemy.engine import Connection
 
 from saga.choreography import Choreography
 from saga.deployment import FILE_NAME, Deployment, DeploymentError, outside_urls_in
+from saga.dlq import DlqError
+from saga.dlq.lookup import LetterWith, letters_with
 from saga.local.folder import CLUSTER_FOLDER, has_own_broker, is_used
 from saga.outside import Outside
 from saga.personal.needle import Found, Needle
@@ -44,6 +45,8 @@ ROUNDS_MAX: Final = 5
 ROWS_AT_ONCE: Final = 200
 """Of a table on a server."""
 BUSY_SECONDS: Final = 10.0
+_LETTERS: Final = "dead letters"
+"""What their store is called among the databases."""
 _SQLITE: Final = b"SQLite format 3\0"
 _BETWEEN: Final = bytes(16)
 """Between two values: no form of a text goes on over so many zeros."""
@@ -78,6 +81,8 @@ class SearchReport:
 
     places: list[SearchedPlace] = field(default_factory=list)
     unseen: list[Unseen] = field(default_factory=list)
+    letters: list[LetterWith] = field(default_factory=list)
+    """The dead letters in which it is."""
 
     @property
     def count(self) -> int:
@@ -175,7 +180,7 @@ class Grounds:
             )
             papers |= deployment.outside_papers
             if deployment.dead_letters_url and _is_there(deployment.dead_letters_url):
-                urls["dead letters"] = deployment.dead_letters_url
+                urls[_LETTERS] = deployment.dead_letters_url
             if not has_own_broker(folder):
                 amqp_url = deployment.amqp_url
         if persons_url is not None and _is_there(persons_url):
@@ -190,9 +195,18 @@ class Grounds:
                 )
             )
         folders = {str(path): path for path in (folder, *also)}
-        for path in chain.from_iterable(papers.values()):
-            if _may_be_there(path):
-                folders[str(path)] = path
+        for name, paths in papers.items():
+            for path in paths:
+                if _may_be_there(path):
+                    folders[str(path)] = path
+                elif not _may_be_there(path.parent):  # It may be on a volume that is not mounted.
+                    unseen.append(
+                        Unseen(
+                            f"the papers of {name}",
+                            f"{path} is not to be seen from here, and neither is the folder above: "
+                            f"mount it, or look through them by --also",
+                        )
+                    )
         return cls(folders, urls, _own_port(folder), amqp_url, tuple(unseen))
 
 
@@ -254,7 +268,18 @@ class Looker:
                 self._miss(f"the database of {name}", f"{printable(url)} is in no file")
         if grounds.amqp_url is not None:
             await self.broker(grounds.amqp_url, graph)
+        if self.look.count:
+            with self._missing("the dead letters"):
+                await asyncio.to_thread(self._letters, grounds.databases.get(_LETTERS))
         return self.look
+
+    def _letters(self, url: str | None) -> None:
+        """Name the dead letters in which the text is: its rows and its file say no more than that
+        it is in one."""
+        try:
+            self.look.letters = letters_with(url, lambda said: self._needle.find_in(said).count > 0)
+        except DlqError as error:
+            self._miss("the dead letters", str(error))
 
     @contextlib.contextmanager
     def _missing(self, name: str) -> Iterator[None]:

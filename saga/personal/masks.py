@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from binascii import a2b_base64
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 from typing import Any, Final
@@ -151,6 +151,11 @@ class Hidden:
         if text.startswith(PREFIX) and sealed(text):
             return text
         return "…" if self._beyond else self._sought.masked(text)
+
+
+def without_names(text: str, names: Collection[str]) -> str:
+    """A text without these values of the message that it is about."""
+    return Hidden(names).text(text) if names else text
 
 
 class _Sought:

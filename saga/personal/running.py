@@ -148,6 +148,12 @@ class RunningSystem(PersonLookup):
                 f"`saga keys revoke` ends a key"
             )
             return
+        if self._deployment.api_keys_copied and not file.exists():
+            outcome.left.append(
+                f"API keys were not looked at: services have copies of {file}, which is not to be "
+                f"seen from here; `saga keys list --file FILE`, where they are made, has the names"
+            )
+            return
         if read_keys(file):
             if not whom.values:
                 outcome.left.append(

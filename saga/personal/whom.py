@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -67,6 +68,8 @@ class Whom:
     """So many more are due, about whatever subject."""
     not_looked_at: tuple[str, ...] = ()
     """Outboxes that may hold something of theirs and cannot be read from here, a line each."""
+    spelt_otherwise: tuple[str, ...] = ()
+    """The ids of persons of the same name in another spelling, who are others to the key store."""
 
 
 class PersonLookup:
@@ -106,6 +109,7 @@ class PersonLookup:
             dues=tuple(item for item in dues.items if item.subject in {*subjects}),
             dues_not_listed=dues.more,
             not_looked_at=self._outboxes_not_read(),
+            spelt_otherwise=await in_thread(self._spelt_otherwise, values, person.person_id),
         )
 
     def _person(self, given: str) -> Person:
@@ -116,12 +120,21 @@ class PersonLookup:
                 pass  # It may be a name as well.
         person_id = person_id_in(given) if sealed(given) else self._store.person_of(given)
         if person_id is None:
+            others = self._spelt_otherwise([given])
+            spelt = f"; in another spelling, person {', '.join(others)} is known" if others else ""
             raise NotFound(
                 "the key store knows no person of that name: they were never sealed, or are "
-                "forgotten already, or a request about them waits (`saga forget --status`); "
-                "`saga forget --verify` looks for what is in clear"
+                "forgotten already, or a request about them waits (`saga forget --status`)"
+                f"{spelt}; `saga forget --verify` looks for what is in clear"
             )
         return self._store.person(person_id)
+
+    def _spelt_otherwise(self, values: Iterable[str], but: str = "") -> tuple[str, ...]:
+        """The ids of persons whose name differs from one of these by capitals, by how its accents
+        are encoded, or by blanks."""
+        spelt = {spelling for value in values for spelling in spellings(value)}
+        ids = {self._store.person_of(spelling) for spelling in sorted(spelt)}
+        return tuple(sorted(id for id in ids if id is not None and id != but))
 
     def _mentioned(self, marker: str) -> tuple[tuple[str, ...], set[str]]:
         """The subjects of events that name a person, and the sealed texts in these."""
@@ -163,7 +176,10 @@ class PersonLookup:
         deadline = time.monotonic() + CATCH_UP_SECONDS
         while behind := await in_thread(self._unpublished, marker_of(person_id)):
             if time.monotonic() > deadline:
-                return f"{behind} has not published all that it has decided; see `saga status`"
+                return (
+                    f"{behind} has not published all that it has decided: start it where it does "
+                    f"not run; `saga status` tells what is in its way"
+                )
             await asyncio.sleep(POLL_SECONDS)
         if await archive.caught_up(max(0.0, deadline - time.monotonic())):
             return ""
@@ -215,6 +231,14 @@ def is_open(graph: Choreography, subject: str, facts: Sequence[Fact], now: datet
     if story.summary.ended_at is None:
         return True
     return bool(debts_of(graph, story, now) or coming_of(graph, story, now))
+
+
+def spellings(name: str) -> frozenset[str]:
+    """A name in the ways that people and programs write it: in capitals or not, with its accents
+    composed or not, with one blank between words."""
+    plain = " ".join(name.split())
+    cases = (name, plain, plain.lower(), plain.upper(), plain.title(), plain.casefold())
+    return frozenset(unicodedata.normalize(form, each) for each in cases for form in ("NFC", "NFD"))
 
 
 def marker_of(person_id: str) -> str:

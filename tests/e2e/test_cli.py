@@ -28,8 +28,8 @@ import yarl
 from saga.broker.setup import NODE_FOLDER, USERS_FILE
 from saga.deployment import FILE_NAME, Deployment
 from saga.discovery import choreography, services
+from saga.generate.monitoring import OURS
 from saga.local.node import RabbitNode
-from saga.local.observe import OURS
 from saga.local.system import System
 from saga.runtime.messaging.connection import connect
 from tests import forked

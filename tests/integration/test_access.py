@@ -302,6 +302,34 @@ async def test_old_names_in_clear_are_shown_to_who_may_read_them_only(
     assert {path for path, is_ in shown.items() if is_} == expected.get(served.name, set())
 
 
+@pytest.mark.parametrize("package", packages())
+async def test_nothing_is_found_by_parts_of_a_name_that_is_masked(
+    package: str, callers: Callers
+) -> None:
+    """Every text that a route takes, of a system with an event from before names were sealed."""
+    part, nowhere = MARKER[2:7].upper(), "OTTOL"
+    callers.let_in("*:read")
+    async with closed(package, callers) as served:
+        known = await furnished(served, callers, MARKER) | {"subject": ""}
+        known["subject"] = known["order_id"]
+        tried = [
+            (operation, name)
+            for operation in await operations_of(served, known)
+            if operation.method == "GET"
+            for name in operation.texts
+        ]
+        for operation, name in tried:
+            for who in ("*:read", EVERY_SCOPE):
+                found, nothing = [
+                    await operation.asked(served, callers.keys[who], **{name: said})
+                    for said in (part, nowhere)
+                ]
+                assert found.status == nothing.status, (operation.path, name)
+                said = found.body.decode().replace(part, nowhere)
+                assert said == nothing.body.decode(), (operation.path, name)
+    assert bool(tried) == (served.name == "history")
+
+
 async def test_anothers_order_is_as_if_it_were_not_there(callers: Callers) -> None:
     async with closed("order_service", callers) as served:
         ada = callers.issuer.customers("orders:read orders:write")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -374,3 +375,33 @@ async def until_collected(stage: Stage) -> None:
 
 def remove_store(stage: Stage) -> None:
     Path(str(stage.deployment.dead_letters_url).removeprefix("sqlite:///")).unlink()
+
+
+async def test_a_name_where_none_is_marked_is_found_in_its_letter_and_got_rid_of(
+    stage: Stage,
+) -> None:
+    name = "Zebedee Quigley"
+
+    async def look() -> dict[str, Any]:
+        command = (forked.SAGA, "forget", "--verify", "--json", "--data-dir", str(stage.folder))
+        done = await asyncio.to_thread(forked.run, *command, given=f"{name}\n")
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    told = reserved()
+    odd = told.model_copy(update={"data": told.data.model_copy(update={"currency": name})})
+    queue = work_queue("payment", Priority.NORMAL)
+    long_ago = (utc_now() - timedelta(days=400)).isoformat()
+    times = dict.fromkeys((headers_of.FIRST_FAILED_AT, headers_of.LAST_FAILED_AT), long_ago)
+    await stage.publish(odd, DEAD_EXCHANGE, "payment", **dead(queue) | times)
+    await stage.saga_process("list")
+
+    (letter,) = (await look())["letters"]
+
+    assert (letter["letter"], letter["state"]) == (1, "dead")
+    assert "`saga dlq discard 1`" in letter["way_out"]
+    assert "`saga dlq purge`" in letter["way_out"]
+    await stage.saga_process("discard", "1", "--reason", "it names a person")
+    await stage.saga_process("purge", "--older-than", "365d", "--reason", "it names a person")
+    after = await look()
+    assert (after["letters"], after["found"], after["found_in"]) == ([], 0, [])

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
 import re
 import shlex
+import shutil
+import ssl
+import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -21,14 +27,18 @@ import yaml
 from saga import bootstrap
 from saga.deployment import Deployment
 from saga.discovery import choreography, services
+from saga.local.certificates import VALID, Authority, pem
 from saga.personal.opening import open_store
 from saga.runtime import healthcheck
-from saga.runtime.settings import PersonalSettings, Sealing, Settings, load
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.settings import HttpSettings, PersonalSettings, Sealing, Settings, load
+from saga.runtime.tls import context_of, trusted
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "tests/data/compose/compose-spec.json").read_text())
-SINGLE, ADDED = (
-    yaml.safe_load((ROOT / name).read_text()) for name in ("compose.yaml", "compose.cluster.yaml")
+SINGLE, ADDED, SECURING = (
+    yaml.safe_load((ROOT / name).read_text())
+    for name in ("compose.yaml", "compose.cluster.yaml", "compose.tls.yaml")
 )
 
 Document = dict[str, Any]
@@ -43,12 +53,20 @@ def merged(one: Any, other: Any, key: str = "") -> Any:
         common = {name: merged(one[name], other[name], name) for name in one.keys() & other.keys()}
         return one | other | common
     if isinstance(one, list) and isinstance(other, list) and key not in ONLY_ONCE:
+        if key == "volumes":
+            targets = {mount.split(":")[1] for mount in other}
+            one = [mount for mount in one if mount.split(":")[1] not in targets]
         return one + other
     return other
 
 
 CLUSTER = merged(SINGLE, ADDED)
-BOTH = pytest.mark.parametrize("document", [SINGLE, CLUSTER], ids=["single", "cluster"])
+SECURED, SECURED_CLUSTER = (merged(document, SECURING) for document in (SINGLE, CLUSTER))
+BOTH = pytest.mark.parametrize(
+    "document",
+    [SINGLE, CLUSTER, SECURED, SECURED_CLUSTER],
+    ids=["single", "cluster", "secured", "secured cluster"],
+)
 OURS = "localhost/order-saga"
 
 
@@ -73,7 +91,11 @@ def mounts(service: Document) -> Iterator[tuple[str, str, str]]:
         yield source, target, ",".join(options)
 
 
-@pytest.mark.parametrize("document", [SINGLE, ADDED, CLUSTER], ids=["single", "added", "cluster"])
+@pytest.mark.parametrize(
+    "document",
+    [SINGLE, ADDED, SECURING, CLUSTER, SECURED, SECURED_CLUSTER],
+    ids=["single", "added", "securing", "cluster", "secured", "secured cluster"],
+)
 def test_a_compose_file_is_what_the_specification_takes(document: Document) -> None:
     jsonschema.Draft7Validator(SCHEMA).validate(document)
 
@@ -152,7 +174,8 @@ def test_secrets_are_mounted_by_their_container_alone_and_read_only(document: Do
     for name, service in document["services"].items():
         for source, target, options in mounts(service):
             if source.endswith("-secrets") and name != "init":
-                assert (target, options) == ("/run/secrets", "ro")
+                changes = name == "saga"  # Commands that operators type: `saga forget`.
+                assert (target, options) == ("/run/secrets", "" if changes else "ro")
                 holders.setdefault(source, set()).add(str(service["image"]))
                 if source not in ("operator-secrets", "rabbitmq-secrets"):
                     assert name.removesuffix("-2") == source.removesuffix("-secrets")
@@ -277,6 +300,18 @@ def test_nothing_starts_before_what_it_depends_on(document: Document) -> None:
             assert conditions[how["condition"]] in document["services"][name]
 
 
+def make_secrets(document: Document, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do what `init` does, below this folder."""
+    init = document["services"]["init"]
+    command = shlex.join(init["command"])
+    command = command.replace("/secrets", str(folder)).replace("/nodes", str(folder / "nodes"))
+    _, _, module, *arguments = shlex.split(command)
+    assert module == bootstrap.__name__
+    monkeypatch.setattr("sys.argv", [module, *arguments])
+    with mock.patch.dict(os.environ, init.get("environment", {})):
+        bootstrap.main()
+
+
 @BOTH
 def test_secrets_are_made_for_the_hosts_that_there_are(
     document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -286,12 +321,7 @@ def test_secrets_are_made_for_the_hosts_that_there_are(
         for name, service in document["services"].items()
         for alias in (name, *service.get("networks", {}).get("default", {}).get("aliases", []))
     }
-    command = shlex.join(document["services"]["init"]["command"])
-    command = command.replace("/secrets", str(tmp_path)).replace("/nodes", str(tmp_path / "nodes"))
-    _, _, module, *arguments = shlex.split(command)
-    assert module == bootstrap.__name__
-    monkeypatch.setattr("sys.argv", [module, *arguments])
-    bootstrap.main()
+    make_secrets(document, tmp_path, monkeypatch)
 
     found = [file.read_text() for file in tmp_path.rglob("*_url")]
     named = set(itertools.chain(*map(partial(re.findall, r"@([\w-]+)|also=([\w,-]+)"), found)))
@@ -369,3 +399,160 @@ def interpolated(service: Document, secrets: Path, **given: str) -> dict[str, st
         )
         for name, text in service.get("environment", {}).items()
     }
+
+
+# --- HTTPS ----------------------------------------------------------------------------------------
+
+
+def settings_of(service: Document, own: Path) -> HttpSettings:
+    """As its container has them, whose folder of secrets is `own` here."""
+    for pointer in (own / bootstrap.HTTP_CERT, own / bootstrap.HTTP_KEY):
+        if pointer.exists():
+            said = pointer.read_text().replace("/run/secrets", str(own))
+            pointer.unlink()
+            pointer.write_text(said)
+    environment = interpolated(service, own)
+    with mock.patch.dict(os.environ, environment, clear=True):
+        return load(HttpSettings)
+
+
+def shake_hands(serving: ssl.SSLContext, trusting: ssl.SSLContext, name: str) -> None:
+    """Raises `ssl.SSLError` where the client does not trust the server to be this one."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = serving.wrap_bio(to_server, to_client, server_side=True)
+    client = trusting.wrap_bio(to_client, to_server, server_hostname=name)
+    for _ in range(3):
+        for side in (client, server):
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    assert client.version() == "TLSv1.3"
+
+
+SERVERS = {"exporter", "console"}
+SECURED_ONES = pytest.mark.parametrize(
+    "document", [SECURED, SECURED_CLUSTER], ids=["single", "cluster"]
+)
+
+
+@SECURED_ONES
+def test_every_server_of_ours_speaks_https_and_all_who_ask_it_trust_it(
+    document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_secrets(document, tmp_path, monkeypatch)
+    operators = tmp_path / bootstrap.OPERATORS_FOLDER
+    known = Deployment.load(operators)
+    trusting = trusted()
+    addresses = {urlsplit(url).hostname for urls in known.http_urls.values() for url in urls}
+    assert {url[:6] for urls in known.http_urls.values() for url in urls} == {"https:"}
+    servers = {name: s for name, s in ours(document).items() if name in {*SERVERS, *addresses}}
+    assert servers.keys() == SERVERS | reacting(document).keys()
+
+    with (tmp_path / bootstrap.PROMETHEUS_FOLDER / "ca.pem").open() as file:
+        of_prometheus = ssl.create_default_context(cadata=file.read())
+    for name, service in servers.items():
+        (secrets,) = [s for s, target, _ in mounts(service) if target == "/run/secrets"]
+        serving = context_of(settings_of(service, tmp_path / secrets.removesuffix("-secrets")))
+        assert serving is not None, name
+        for host in (name, "localhost", "127.0.0.1"):
+            shake_hands(serving, trusting, host)
+        shake_hands(serving, of_prometheus, scraping()["saga"]["tls_config"]["server_name"])
+        with pytest.raises(ssl.SSLError, match="Hostname mismatch"):
+            shake_hands(serving, trusting, "elsewhere")
+
+
+def scraping() -> dict[str, Document]:
+    """The jobs of Prometheus, as its container has them, by name."""
+    found = mounts(SECURED["services"]["prometheus"])
+    (file,) = [source for source, at, _ in found if at == "/etc/prometheus/prometheus.yml"]
+    jobs = yaml.safe_load((ROOT / file).read_text())["scrape_configs"]
+    return {job["job_name"]: job for job in jobs}
+
+
+def test_prometheus_scrapes_all_of_ours_over_https_and_as_before(tmp_path: Path) -> None:
+    before = yaml.safe_load((ROOT / "monitoring/prometheus.yml").read_text())["scrape_configs"]
+    for job in before:
+        secured = scraping()[job["job_name"]]
+        is_ours = "rabbitmq" not in job["job_name"]
+        assert (secured.get("scheme") == "https") == is_ours
+        assert ("ca_file" in secured.get("tls_config", {})) == is_ours
+        assert {name: secured[name] for name in job} == job
+
+    authority = tmp_path / "ca.pem"
+    authority.write_text(pem(Authority.made("a test", utc_now()).certificate))
+    text = (ROOT / "monitoring/prometheus.tls.yml").read_text()
+    assert "/run/secrets/ca.pem" in text
+    config = tmp_path / "prometheus.yml"
+    text = text.replace("/run/secrets/ca.pem", str(authority))
+    config.write_text(text.replace("rules/*.yml", str(ROOT / "monitoring/rules/*.yml")))
+    program = shutil.which("promtool")
+    assert program is not None, "promtool is not installed: run `make setup`"
+    done = subprocess.run(
+        [program, "check", "config", str(config)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_a_containers_health_is_checked_over_https(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_secrets(SECURED, tmp_path, monkeypatch)
+    for name, own in (("order", "order"), ("console", "operator")):
+        service = SECURED["services"][name]
+        settings = settings_of(service, tmp_path / own)
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        context = context_of(settings)
+        async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
+            port = server.sockets[0].getsockname()[1]
+            environment = interpolated(service, tmp_path / own)
+            with mock.patch.dict(os.environ, environment, clear=True):
+                assert await asyncio.to_thread(healthcheck.ready, port, "/readyz"), name
+
+
+def test_certificates_stay_until_they_end_and_plain_http_comes_back_without_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> dict[str, str]:
+        files = [*tmp_path.rglob("*.pem")]
+        return {str(file): file.read_text() for file in files}
+
+    make_secrets(SECURED, tmp_path, monkeypatch)
+    first = made()
+    make_secrets(SECURED, tmp_path, monkeypatch)
+    assert made() == first
+
+    later = utc_now() + VALID - timedelta(days=20)
+    monkeypatch.setattr(bootstrap, "utc_now", lambda: later)
+    make_secrets(SECURED, tmp_path, monkeypatch)
+    renewed = {Path(name).name for name, text in made().items() if first[name] != text}
+    assert renewed == {"http-cert.pem", "http-key.pem"}
+
+    make_secrets(SINGLE, tmp_path, monkeypatch)
+    assert not [*tmp_path.rglob("http_cert_file")]
+    urls = Deployment.load(tmp_path / "operator").http_urls
+    assert {url[:5] for each in urls.values() for url in each} == {"http:"}
+
+
+def test_the_key_of_the_authority_is_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_secrets(SECURED, tmp_path, monkeypatch)
+    (key,) = tmp_path.rglob(bootstrap.AUTHORITYS_KEY)
+    assert (key.parent.name, key.stat().st_mode & 0o777) == ("authority", 0o400)
+    mounted = {
+        name
+        for name, service in SECURED["services"].items()
+        for source, _, _ in mounts(service)
+        if source == "authority-secrets"
+    }
+    assert mounted == {"init"}
+
+
+def test_a_project_begins_with_the_same_file_for_https() -> None:
+    begun = ROOT / "saga/generate/project/compose.tls.yaml"
+    assert begun.read_text() == (ROOT / "compose.tls.yaml").read_text()

@@ -336,7 +336,7 @@ def test_every_event_somebody_reacts_to_is_published_by_somebody() -> None:
 def test_a_project_begins_with_the_files_that_this_one_has() -> None:
     """But for those that name its services, and for its image, which is made of an installed
     engine."""
-    own = {"Dockerfile", "compose.yaml", "compose.cluster.yaml"}
+    own = {"Dockerfile", "compose.yaml", "compose.cluster.yaml", "compose.tls.yaml"}
     own |= {"deploy/kubernetes/site/kustomization.yaml"}
     begun = texts("any", "any:SAGA")
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from saga.archive.finding import Findings, ListPlace, fields_of, find, personal_columns
+from saga.archive.finding import Findings, ListPlace, fields_of, find, text_columns
 from saga.archive.routes import SubjectsWanted, cursor, read_cursor
 from saga.archive.view import SubjectView
 from saga.choreography import State
@@ -86,6 +86,7 @@ def routes(site: Site) -> APIRouter:
     @router.get("/sagas", dependencies=[needs("sagas:read", personal=True)])
     async def sagas(request: Request) -> Response:
         view = _view_of(site)
+        unseen = () if site.clear(request) else text_columns(view)
         query = {name: value for name, value in request.query_params.items() if value.strip()}
         wanted = _Wanted.of(query)
         found: Findings = await site.watched.read(
@@ -97,7 +98,7 @@ def routes(site: Site) -> APIRouter:
                 view=view,
                 fields=wanted.fields,
                 containing=wanted.text,
-                names=site.clear(request),
+                unseen=unseen,
             )
         )
         following = None
@@ -124,7 +125,7 @@ def routes(site: Site) -> APIRouter:
             ends=sorted(t.type for t in site.watched.graph.events if t.role.terminal),
             types=[kind.type for kind in site.watched.graph.recorded],
             sizes=PAGE_SIZES,
-            unseen=() if site.clear(request) or not wanted.text else sorted(personal_columns(view)),
+            unseen=unseen if wanted.text else (),
             following=following,
         )
 

@@ -12,13 +12,17 @@ from typing import Any, Final
 
 import yaml
 
-from saga.bootstrap import HTTP_PORT
+from saga.bootstrap import ANY_SERVER, AUTHORITY, HTTP_PORT, MOUNTED
 from saga.generate.marks import Marks, text_in
 
 DATA: Final = Path(__file__).parent
 FOLDER: Final = "monitoring"
 """Of a project: where its copies are."""
 PROMETHEUS: Final = "prometheus.yml"
+PROMETHEUS_TLS: Final = "prometheus.tls.yml"
+EXPORTER: Final = "saga-exporter"
+OURS: Final = ("saga", EXPORTER)
+"""The jobs whose targets are processes of the engine."""
 _AS_THEY_ARE: Final = (
     (FOLDER, "grafana/**/*.json"),
     (FOLDER, "grafana/**/*.yml"),
@@ -41,10 +45,26 @@ def monitoring_files(root: Path, saga: str, services: Iterable[str]) -> dict[str
     }
     here = root / FOLDER / PROMETHEUS
     there = here if here.exists() else DATA / PROMETHEUS
-    files[f"{FOLDER}/{PROMETHEUS}"] = _SCRAPED.replaced(
-        here, text_in(there), _scraped(saga, services)
-    )
+    text = _SCRAPED.replaced(here, text_in(there), _scraped(saga, services))
+    files[f"{FOLDER}/{PROMETHEUS}"] = text
+    files[f"{FOLDER}/{PROMETHEUS_TLS}"] = _over_tls(text)
     return files
+
+
+def _over_tls(text: str) -> str:
+    """The same configuration for services that speak HTTPS, by the certificates of
+    `saga.bootstrap`."""
+    secured = f"""\
+    scheme: https
+    tls_config:
+      ca_file: {MOUNTED / AUTHORITY}
+      # It asks each replica by its address, and certificates are for names.
+      server_name: {ANY_SERVER}
+"""
+    for job in OURS:
+        named = f"  - job_name: {job}\n"
+        text = text.replace(named, named + secured)
+    return f"# Written by `make generate`, of {PROMETHEUS}, for compose.tls.yaml.\n#\n{text}"
 
 
 def prometheus_config(saga: str, services: Iterable[str] = ()) -> dict[str, Any]:

@@ -414,7 +414,7 @@ class _Target:
                 return f"{self} refused: {found.args[0]}"
         if is_away(error):
             reason = str(error) or type(error).__name__
-            return f"cannot reach {self}: {reason}; does it run, is DATABASE_URL right?"
+            return f"cannot reach {self}: {reason}; start it, or correct its URL"
         return None
 
 
