@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test verify mutants faults rabbitmq4 bench lint format generate docs lock release clean
+.PHONY: help setup demo up test verify mutants faults rabbitmq4 bench lint lint-types lint-others format generate docs lock release clean
 ORDERS ?= 1000
 ROUNDS ?= 10
 # The virtual environment; scripts/setup makes it with PYTHON, if that is set.
@@ -50,12 +50,19 @@ bench: ## Compare with the same flow without a database (ARGS='--rounds 3 --orde
 
 lint: ## Check style, types, the layers between packages and the English
 	@scripts/setup --no-broker
+	@$(MAKE) --no-print-directory --jobs 2 lint-types lint-others
+
+lint-types:
+	$(VENV)/bin/mypy
+
+# The examples share what mypy has read of the engine and its packages.
+lint-others:
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m tests.english
-	@for example in examples/*/; do (cd $$example && $(abspath $(VENV))/bin/mypy) || exit 1; done
+	@for example in examples/*/; do (cd $$example && \
+		$(abspath $(VENV))/bin/mypy --cache-dir $(abspath .mypy_cache/examples)) || exit 1; done
 
 format: ## Format the code and fix what can be fixed safely
 	@scripts/setup --no-broker
