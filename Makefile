@@ -9,6 +9,8 @@ VENV ?= .venv
 # their order: some modules tell of one system step by step, and no module's fixtures are made twice.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN) && echo $$((cores < 3 ? cores + 1 : 4)))
 PARALLEL = --numprocesses $(WORKERS) --dist loadfile
+# What starts Python hundreds of times is not to compile each module each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
