@@ -7,8 +7,9 @@ VENV ?= .venv
 # The tests' workers, each with servers of its own and some 1.5 GB: one more than there are cores, as
 # half of a worker's time is waiting, and no more than four. A file's tests stay with one worker, in
 # their order: some modules tell of one system step by step, and no module's fixtures are made twice.
+# Files are taken in the alphabet's order: the systems' first, and the unit tests' small ones last.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN) && echo $$((cores < 3 ? cores + 1 : 4)))
-PARALLEL = --numprocesses $(WORKERS) --dist loadfile
+PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What starts Python hundreds of times is not to compile each module each time.
 unexport PYTHONDONTWRITEBYTECODE
 
