@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test verify mutants faults rabbitmq4 bench lint format generate docs lock release clean
+.PHONY: help setup demo up test verify mutants faults rabbitmq4 bench lint lint-types lint-others format generate docs lock release clean
 ORDERS ?= 1000
 ROUNDS ?= 10
 # The virtual environment; scripts/setup makes it with PYTHON, if that is set.
@@ -7,8 +7,11 @@ VENV ?= .venv
 # The tests' workers, each with servers of its own and some 1.5 GB: one more than there are cores, as
 # half of a worker's time is waiting, and no more than four. A file's tests stay with one worker, in
 # their order: some modules tell of one system step by step, and no module's fixtures are made twice.
+# Files are taken in the alphabet's order: the systems' first, and the unit tests' small ones last.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN) && echo $$((cores < 3 ? cores + 1 : 4)))
-PARALLEL = --numprocesses $(WORKERS) --dist loadfile
+PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# What starts Python hundreds of times is not to compile each module each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,12 +53,19 @@ bench: ## Compare with the same flow without a database (ARGS='--rounds 3 --orde
 
 lint: ## Check style, types, the layers between packages and the English
 	@scripts/setup --no-broker
+	@$(MAKE) --no-print-directory --jobs 2 lint-types lint-others
+
+lint-types:
+	$(VENV)/bin/mypy
+
+# The examples share what mypy has read of the engine and its packages.
+lint-others:
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m tests.english
-	@for example in examples/*/; do (cd $$example && $(abspath $(VENV))/bin/mypy) || exit 1; done
+	@for example in examples/*/; do (cd $$example && \
+		$(abspath $(VENV))/bin/mypy --cache-dir $(abspath .mypy_cache/examples)) || exit 1; done
 
 format: ## Format the code and fix what can be fixed safely
 	@scripts/setup --no-broker

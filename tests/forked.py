@@ -28,9 +28,15 @@ SAGA: Final = "saga.cli"
 _IMPORTED: Final = (
     SAGA,
     "order_saga.demo",
+    "saga.backup.restore",
     "saga.dlq.desk",
     "saga.history.trace",
+    "saga.past.again",
     "saga.reconcile",
+    "saga.runtime.kernel.migrations",
+    # What FastAPI and AnyIO import when they are first used.
+    "anyio._backends._asyncio",
+    "pydantic.v1",
 )
 
 _PROCESSES = multiprocessing.get_context("forkserver")

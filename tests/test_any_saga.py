@@ -336,6 +336,7 @@ def test_what_it_has_done_would_be_done_again(system: Place) -> None:
     assert sum(one["published"] for one in told["compared"].values()) > 0
 
 
+@pytest.mark.long  # Of the orders' services one is killed each time, in `test_saga.py`.
 def test_a_service_killed_under_load_loses_and_doubles_nothing(system: Place) -> None:
     packages = system.described(
         "[p.package for p in saga().choreography.in_python if p.name in "

@@ -6,19 +6,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import IO, Final
 
 _PROGRAM: Final = """
-import json, os, sys
-import saga.dlq.desk, saga.history.trace, saga.reconcile, saga.simulation, saga.status
+import importlib, json, os, sys
+import saga.dlq.desk, saga.generate.files, saga.history.trace, saga.reconcile
+import saga.runtime.kernel.migrations, saga.simulation, saga.status
 from saga.cli import main
 from saga.discovery import saga as declared
 
-declared()
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+if not sys.argv[1:]:
+    declared()
 for line in sys.stdin:
     arguments, out, err = json.loads(line)
     pid = os.fork()
@@ -36,7 +40,12 @@ for line in sys.stdin:
 class Typist:
     """Types `saga` commands in a folder, one after the other. Started by the first one."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], imported: Sequence[str] = ()
+    ) -> None:
+        """Commands are forked from what has imported the project's saga, or where a test changes
+        that, the modules `imported` and no others of the project."""
+        self._imported = imported
         self._folder = folder
         self._environment = dict(environment)
         self._process: subprocess.Popen[str] | None = None
@@ -61,7 +70,7 @@ class Typist:
     def _answer(self, line: str) -> str:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM],
+                [sys.executable, "-c", _PROGRAM, *self._imported],
                 cwd=self._folder,
                 env=self._environment,
                 stdin=subprocess.PIPE,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Locator, Page
 
 PAGES = (
@@ -28,6 +30,10 @@ PAGES = (
     "/decide",
     "/keys",
 )
+
+
+_COLOURS: Final = {"runOnly": ["color-contrast", "link-in-text-block"]}
+"""The rules of axe about what is different in the dark."""
 
 
 @asynccontextmanager
@@ -55,3 +61,14 @@ async def follow(page: Page, link: Locator) -> None:
     """Click what leads to another page, and wait until that is whole."""
     async with page.expect_navigation():
         await link.click()
+
+
+async def assert_axe_finds_nothing(page: Page) -> None:
+    """In the light, and in the dark nothing about its colours; it is left in the light."""
+    found = await Axe().run(page)
+    assert not found.response["violations"], found.generate_report()
+    await page.emulate_media(color_scheme="dark")
+    found = await Axe().run(page, options=_COLOURS)
+    assert not found.response["violations"], found.generate_report()
+    assert found.response["passes"], "no rule was tried"
+    await page.emulate_media(color_scheme="light")

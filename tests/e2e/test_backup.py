@@ -44,12 +44,12 @@ from tests.polling import until
 from tests.stores import TABLES
 
 SEED: Final = 61126
-ORDERS: Final = 400
+ORDERS: Final = 160
 BACKUPS: Final = 3
 SHARES: Final = Shares(cancelled=0, malformed=0)
 """What others send to the broker themselves, no participant has published; and a customer who has
 cancelled between a backup and the loss may come too late afterwards."""
-RATE: Final = 50.0
+RATE: Final = 20.0
 """Orders a second; they take long enough for the backups."""
 
 

@@ -21,7 +21,7 @@ QUICK: Final = (
     *("tests/unit/test_check.py", "tests/unit/test_choreography.py", "tests/unit/test_drift.py"),
     *("tests/unit/test_errands.py", "tests/unit/test_permissions.py", "tests/unit/test_step.py"),
     *("tests/unit/test_recovery.py", "tests/unit/test_rules.py", "tests/unit/test_trust.py"),
-    *("tests/integration/test_inbox.py", "tests/integration/test_kernel.py"),
+    "tests/integration/test_inbox.py",
 )
 RUN_SECONDS: Final = 280.0
 LONG_SECONDS: Final = 3_600.0

@@ -15,7 +15,7 @@ from saga.broker.setup import apply_topology, drift, partitions_at
 from saga.discovery import choreography
 from saga.local.system import System
 from saga.runtime.messaging.topology import is_partition
-from saga.status import status
+from saga.status import READY, status
 from tests.e2e.test_saga import as_predicted
 from tests.forked import spawn
 from tests.ordering import overtaken
@@ -71,6 +71,9 @@ async def test_queues_that_are_divided_under_load_lose_nothing_and_keep_sagas_in
             return bool(parts) and all(queue.consumers == 1 for queue in parts)
 
         await until(all_read, seconds=60)
+        services = (await status(system.deployment, graph)).services
+        assert services["inventory"] == READY
+        assert services["payment"].startswith("no answer from")
         found, pairs = await overtaken(url, graph)
         assert pairs > 0
         assert found == []

@@ -20,6 +20,7 @@ from tests.polling import until
 ORDERS = 120
 
 
+@pytest.mark.long  # With queues divided meanwhile, `test_partitions.py` does the same each time.
 async def test_replicas_share_the_work_and_one_killed_loses_nothing(tmp_path: Path) -> None:
     ended = 0
 

@@ -55,7 +55,7 @@ async def problems(system: System) -> list[str]:
     """Without the dead letters: the system is that of other tests as well, which may leave some."""
     supervised = Supervision.load(system.folder)
     found = (await status(system.deployment, choreography(), supervised)).problems
-    return [problem for problem in found if "dead letters" not in problem]
+    return [problem for problem in found if "dead letter" not in problem]
 
 
 @in_one_loop

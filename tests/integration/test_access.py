@@ -128,7 +128,11 @@ async def test_every_route_is_closed_to_those_it_is_not_for(package: str, caller
         assert await wrong_with(served, callers, known) == []
 
 
-@pytest.mark.parametrize("folder", EXAMPLES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    [EXAMPLES[0], *(pytest.param(folder, marks=pytest.mark.long) for folder in EXAMPLES[1:])],
+    ids=lambda folder: folder.name,
+)
 def test_every_route_of_the_examples_is_closed(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(
         folder, tmp_path / "project", ignore=shutil.ignore_patterns(".venv", "data", "__pycache__")

@@ -140,7 +140,17 @@ def written(files: Mapping[str, str], folder: Path) -> Path:
     return folder / FOLDER
 
 
-@pytest.fixture(scope="module", params=[*PROJECTS, NEW])
+IN_SHORT = ("this", NEW)
+"""The largest and the smallest saga; what is between them, the long runs render too."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=() if name in IN_SHORT else pytest.mark.long)
+        for name in (*PROJECTS, NEW)
+    ],
+)
 def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
     tmp = tmp_path_factory.mktemp(request.param)
     if request.param == NEW:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import signal
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -287,6 +288,8 @@ async def test_what_payment_slips_into_anothers_queue_is_dead_and_changes_nothin
     with ServiceProcess("inventory_service", tmp_path, AMQP_URL=users["inventory"]) as inventory:
         await inventory.says("ready")
         await until(lambda: _holds(operator, "inventory.dlq", slipped_in))
+        inventory.popen.send_signal(signal.SIGTERM)  # Killed, it might not have acknowledged them.
+        assert await inventory.exit_status() == 0
 
     assert rows(tmp_path, "inventory", "SELECT * FROM reservations") == []
     assert await messages(operator, "inventory.normal") == 0

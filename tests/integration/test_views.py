@@ -309,8 +309,8 @@ def scene(
 
 # --- the views ------------------------------------------------------------------------------------
 
-SLOW: Final = {"history rebuild", "history verify", "reconcile", "verify"}
-"""They read much, and print as the others do."""
+SLOW: Final = {"history rebuild", "history verify", "new", "reconcile", "verify"}
+"""They read or write much, and print as the others do."""
 SHOWING_CUSTOMERS: Final = {"show", "trace", "future", "history verify", "dlq show"}
 
 

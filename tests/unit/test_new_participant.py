@@ -6,8 +6,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from saga.discovery import choreography
 from saga.generate.files import IN_PART
 from saga.graph.flow import Flow
 from saga.graph.listing import listing
+from tests.typist import Typist
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,22 +93,18 @@ class Project:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
 
+        path = f"{ROOT}{os.pathsep}{folder}"
+        environment = {**os.environ, "PYTHONPATH": path, "SAGA": "joined:SAGA"}
+        self.typist = Typist(folder, environment, imported=["order_saga"])
+
     def saga(self, *arguments: str, status: int = 0) -> str:
         """What the command prints."""
-        done = subprocess.run(
-            [sys.executable, "-m", "saga.cli", *arguments],
-            cwd=self.folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}",
-                "SAGA": "joined:SAGA",
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = self.typist.saga(*arguments)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr if status else done.stdout
+
+    def close(self) -> None:
+        self.typist.close()
 
     def json(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text())
@@ -117,10 +114,17 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project(tmp_path_factory.mktemp("project"))
-    project.saga("generate")
-    return project
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    with closing(Project(tmp_path_factory.mktemp("project"))) as project:
+        project.saga("generate")
+        yield project
+
+
+@pytest.fixture
+def changing(tmp_path: Path) -> Iterator[Project]:
+    """One that the test may change."""
+    with closing(Project(tmp_path)) as project:
+        yield project
 
 
 def test_the_map_shows_it_and_nothing_else_is_different(project: Project) -> None:
@@ -176,13 +180,13 @@ TABLES = Tables.of(__file__, recommendations=Recommendation)
 
 
 def test_a_column_that_no_migration_adds_is_named_with_the_command_that_writes_one(
-    tmp_path: Path,
+    changing: Project,
 ) -> None:
-    project = Project(tmp_path)
-    package = tmp_path / "recommendation_service"
+    project = changing
+    package = project.folder / "recommendation_service"
     (package / "store.py").write_text(STORE)
     (package / "migrations").mkdir()
-    definitions = tmp_path / "definitions.json"
+    definitions = project.folder / "definitions.json"
     project.saga("topology", "export", str(definitions))
     check = ("check", "--definitions", str(definitions))
     assert "no script; run `saga generate`" in project.saga(*check, status=1)
