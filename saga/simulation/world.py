@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 from collections.abc import Collection, Iterator
@@ -190,11 +191,15 @@ class World:
                     self.loop.run(self._ends_seconds, self._steps_max)
                 self._look_back()
         finally:
-            for process in (self.process, *(server.process for server in self.servers)):
-                self.loop.end(process)
-            self.loop.close()
-            if self.doors is not None:
-                self.doors.close()
+            # All of it, also where one of these raises: or Python would run what cleans up when it
+            # collects the garbage, without a loop.
+            with contextlib.ExitStack() as ending:
+                ending.callback(self.loop.close)
+                if self.doors is not None:
+                    ending.callback(self.doors.close)
+                processes = (self.process, *(server.process for server in self.servers))
+                for process in reversed(processes):
+                    ending.callback(self.loop.end, process)
 
     def _is_stuck(self, where: str) -> None:
         """A step does not end."""

@@ -100,7 +100,7 @@ from saga.simulation import PartsUnderTest, Run, Simulation, run_seeds, uncovere
 from saga.simulation import network as network_module
 from saga.simulation.database import SimulatedDatabase
 from saga.simulation.faults import fault, is_fault
-from saga.simulation.loop import SimulatedProcess
+from saga.simulation.loop import SimulatedLoop, SimulatedProcess
 from saga.simulation.network import Network
 from saga.simulation.rules import RULES, violation
 from saga.simulation.weather import DOOR_KINDS
@@ -211,6 +211,29 @@ def test_nothing_of_a_run_is_left_when_it_has_ended(monkeypatch: pytest.MonkeyPa
     assert {run.has_doors for run in made} == {True, False}
     assert len(worlds) == len(made)
     assert [run.seed for run, world in zip(made, worlds, strict=True) if world()] == []
+
+
+def test_all_processes_end_with_a_run_even_if_one_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what cleans up would run without a loop, whenever the garbage is collected."""
+    ended: list[str] = []
+
+    end = SimulatedLoop.end
+
+    def fails_for_one(loop: SimulatedLoop, process: SimulatedProcess) -> None:
+        end(loop, process)
+        if process.name == "world":
+            ended.clear()  # Others may have been killed before.
+            raise ValueError("it cannot")
+        ended.append(process.name)
+
+    with closing(Simulation()) as simulation:
+        monkeypatch.setattr(SimulatedLoop, "end", fails_for_one)
+        with pytest.raises(ValueError, match="it cannot"):
+            simulation.run(20)
+
+    assert {name.partition("-")[0] for name in ended} == {
+        participant.name for participant in SAGA.participants
+    }
 
 
 def test_an_outside_that_opens_nothing_it_is_told_of_persons_is_not_covered() -> None:
