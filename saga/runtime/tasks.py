@@ -60,7 +60,7 @@ class LoopThread:
     """An event loop in a thread of its own, asked from other threads.
 
     A loop that is closed with tasks on it leaves them to the garbage collector, which runs what
-    cleans them up when there is no loop, and whoever asked for them waits for ever. Here they are
+    cleans them up when there is no loop, and what waits for them waits for ever. Here they are
     cancelled, and have ended, before it is closed.
     """
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVarTuple, Unpack
 from weakref import WeakKeyDictionary
 
@@ -287,7 +288,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         task = self.create_task(called())
         if executor is not None:
             self._threads[executor] = task
-        return asyncio.shield(task)
+        waiting = self.create_future()
+        task.add_done_callback(partial(_hand_on, waiting))
+        return waiting
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -318,6 +321,14 @@ def settle(future: asyncio.Future[Any], result: Any) -> None:
         future.exception()  # The task that waits may be killed before it learns of it.
     else:
         future.set_result(result)
+
+
+def _hand_on(future: asyncio.Future[Any], task: asyncio.Task[Any]) -> None:
+    """End a future as the task has ended."""
+    if task.cancelled():
+        future.cancel()
+    else:
+        settle(future, task.exception() or task.result())
 
 
 def _close(task: asyncio.Task[Any]) -> None:

@@ -52,7 +52,7 @@ class Day:
         )
 
     def change(self, **values: Any) -> None:
-        """Have `saga.json` say something else."""
+        """Write something else into `saga.json`."""
         file = self.folder / FILE_NAME
         file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
@@ -211,7 +211,7 @@ IN_THE_WAY: Final[Mapping[str, tuple[Callable[[Day], object], str]]] = {
 
 
 def _leave_in_outbox(day: Day) -> None:
-    """Have an event that names them wait in a service that does not run."""
+    """Leave an event that names them in a service that does not run."""
     with closing(open_store(day.settings())) as store:
         body = store.seal(NAME).encode()
     with closing(sqlite3.connect(day.folder / "order.db")) as orders:

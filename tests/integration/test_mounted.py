@@ -144,7 +144,7 @@ class Volumes:
         )
 
     def settle(self, url: str) -> None:
-        """Have the operators' commands look for databases and the broker where they are here."""
+        """Tell the operators' commands where databases and the broker are here."""
         file = self.operators / FILE_NAME
         known = json.loads(file.read_text())
         known["database_urls"] = {n: f"sqlite:////data/{n}.db" for n in known["database_urls"]}
@@ -153,7 +153,7 @@ class Volumes:
         self.tell(json.dumps(known))
 
     def tell(self, deployment: str) -> None:
-        """Have this in `saga.json`, which is readable as `init` makes it."""
+        """Write this into `saga.json`, which is readable as `init` makes it."""
         file = self.operators / FILE_NAME
         file.unlink()
         file.write_text(deployment)
