@@ -266,8 +266,8 @@ def _papers_elsewhere(outsides: Sequence[Outside[Any]]) -> dict[str, tuple[Path,
 
 def let_operators_write(own: Path) -> None:
     """Let a container that has the operators' folder writable change what is in it, whichever
-    user it runs as: requests to forget a person wait there, API keys are made and revoked, and a master key
-    is rotated."""
+    user it runs as: requests to forget a person wait there, API keys are made and revoked, and a
+    master key is rotated."""
     own.chmod(_ANYBODY)
     for lock in own.glob("*.lock"):
         with contextlib.suppress(PermissionError):  # It is theirs.
