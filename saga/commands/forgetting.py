@@ -24,10 +24,10 @@ from saga.wording import counted
 
 if TYPE_CHECKING:
     from saga.dlq.lookup import LetterWith
+    from saga.personal.byte_search import SearchReport
     from saga.personal.forgetting import Forgetter, Outcome
-    from saga.personal.looking import SearchReport
+    from saga.personal.lookup import PersonRecord
     from saga.personal.requests import Request
-    from saga.personal.whom import Whom
 
 _GIVEN_MAX: Final = 2_000
 """Characters of a line on standard input."""
@@ -155,16 +155,16 @@ def _forget(
     with wrong_usage():
         check_reason(reason)
     with _forgetter(data_dir) as forgetter:
-        whom = answer_to(forgetter.whom(given))
+        record = answer_to(forgetter.record_of(given))
         if not yes:
             if as_json:
-                print_json({"ok": True, "done": False, **_whom_json(whom)})
+                print_json({"ok": True, "done": False, **_record_json(record)})
             else:
-                _show(whom)
+                _show(record)
                 remark("nothing was done; --yes does it")
             return
         outcome = answer_to(
-            forgetter.forget(whom, reason, wait_seconds=wait, backups=also, report=remark)
+            forgetter.forget(record, reason, wait_seconds=wait, backups=also, report=remark)
         )
     looks = _looks(outcome, data_dir, also)
     well = _well(outcome) and all(look.clean for look in looks)
@@ -183,13 +183,13 @@ def _looks(outcome: Outcome, data_dir: Path, also: list[Path]) -> list[SearchRep
     """The search, for each of what they are called in clear, if they are forgotten."""
     if outcome.request is not None:
         return []
-    return [_look_or_say(value, data_dir, also) for value in outcome.whom.values]
+    return [_look_or_say(value, data_dir, also) for value in outcome.record.values]
 
 
 def _look_or_say(value: str, data_dir: Path, also: list[Path]) -> SearchReport:
     """The search; for what cannot be looked for, one that says so, and is not fine."""
     from saga.errors import InputError
-    from saga.personal.looking import SearchReport, Unseen
+    from saga.personal.byte_search import SearchReport, Unseen
 
     try:
         return _look(value, data_dir, also)
@@ -209,9 +209,9 @@ def _resume(data_dir: Path, also: list[Path], wait: float, *, as_json: bool) -> 
         with _forgetter(data_dir) as forgetter:
             for request in waiting:
                 try:
-                    whom = answer_to(forgetter.whom(request.person_id))
+                    record = answer_to(forgetter.record_of(request.person_id))
                     done = forgetter.forget(
-                        whom, request.reason, wait_seconds=wait, backups=also, report=remark
+                        record, request.reason, wait_seconds=wait, backups=also, report=remark
                     )
                     outcomes.append(answer_to(done))
                 except typer.Exit:  # A signal ends all of it.
@@ -322,7 +322,7 @@ def _look(text: str, data_dir: Path, also: list[Path]) -> SearchReport:
     from saga.commands.console import progress_bars
     from saga.deployment import Deployment, DeploymentError
     from saga.discovery import saga
-    from saga.personal.looking import Grounds, Looker, size_of
+    from saga.personal.byte_search import ByteSearch, SearchedPlaces, size_of
     from saga.personal.needle import Needle
     from saga.personal.opening import store_url
     from saga.runtime.settings import PersonalSettings, load
@@ -332,10 +332,10 @@ def _look(text: str, data_dir: Path, also: list[Path]) -> SearchReport:
         settings = Deployment.load(data_dir).personal_settings(data_dir)
     except DeploymentError:
         settings = load(PersonalSettings, data_dir=data_dir)
-    grounds = Grounds.of(data_dir, saga().outside, also=also, persons_url=store_url(settings))
-    with progress_bars(bytes=size_of(grounds.folders.values())) as bars:
-        looker = Looker(needle, bars["bytes"])
-        return answer_to(looker.everywhere(grounds, saga().choreography))
+    places = SearchedPlaces.of(data_dir, saga().outside, also=also, persons_url=store_url(settings))
+    with progress_bars(bytes=size_of(places.folders.values())) as bars:
+        search = ByteSearch(needle, bars["bytes"])
+        return answer_to(search.everywhere(places, saga().choreography))
 
 
 def _show_look(look: SearchReport) -> None:
@@ -399,42 +399,42 @@ def _well(outcome: Outcome) -> bool:
     return outcome.request is None and not outcome.left and not outcome.again
 
 
-def _show(whom: Whom) -> None:
+def _show(record: PersonRecord) -> None:
     from saga.commands.console import Table, out
 
-    person = whom.person
+    person = record.person
     since = f"known since {person.created_at:%Y-%m-%d %H:%M:%S}"
     if person.forgotten_at is not None:
         since = f"forgotten at {person.forgotten_at:%Y-%m-%d %H:%M:%S}: {person.reason}"
     out().print(f"person {person.person_id}, {since}")
     out().print(
-        f"sagas, as far as the history has them by now: {len(whom.subjects)}, of which open, and "
-        f"to be ended: {len(whom.open)}"
+        f"sagas, as far as the history has them by now: {len(record.subjects)}, of which open, and "
+        f"to be ended: {len(record.open)}"
     )
-    for subject in whom.open[:LISTED_MAX]:
+    for subject in record.open[:LISTED_MAX]:
         out().print(f"  {subject}")
-    if whom.letters:
+    if record.letters:
         table = Table("letter", "service", "about", "type")
-        for letter in whom.letters[:LISTED_MAX]:
+        for letter in record.letters[:LISTED_MAX]:
             table.add_row(f"{letter.number}", letter.participant, letter.subject or "", letter.type)
-        out().print(f"dead letters: {len(whom.letters)}; they can be replayed or discarded later")
+        out().print(f"dead letters: {len(record.letters)}; they can be replayed or discarded later")
         out().print(table)
-    if whom.dues:
-        out().print(f"due about them: {len(whom.dues)}; it is settled when its time comes")
-        for item in whom.dues[:LISTED_MAX]:
+    if record.dues:
+        out().print(f"due about them: {len(record.dues)}; it is settled when its time comes")
+        for item in record.dues[:LISTED_MAX]:
             what = item.due.command.type if item.due else "cannot be read"
             out().print(f"  {item.at:%Y-%m-%d %H:%M:%S} {item.participant} {item.subject}: {what}")
-    for line in whom.not_looked_at:
+    for line in record.not_looked_at:
         remark(line)
-    _say_others(whom)
-    if whom.dues_not_listed:
-        remark(f"{whom.dues_not_listed} more are due, and were not looked at: `saga due SUBJECT`")
+    _say_others(record)
+    if record.dues_not_listed:
+        remark(f"{record.dues_not_listed} more are due, and were not looked at: `saga due SUBJECT`")
 
 
 def _show_outcome(outcome: Outcome) -> None:
     from saga.commands.console import out
 
-    person_id = outcome.whom.person.person_id
+    person_id = outcome.record.person.person_id
     for line in outcome.refused:
         remark(line)
     if outcome.ended:
@@ -455,41 +455,41 @@ def _show_outcome(outcome: Outcome) -> None:
             f"person {person_id} is forgotten since {outcome.forgotten_at:%Y-%m-%d %H:%M:%S}"
         )
         remark("copies of the key store from before still hold the key: destroy them")
-    _say_others(outcome.whom)
+    _say_others(outcome.record)
     for name, count in outcome.taken_out.items():
         out().print(f"taken out of {name}: {count}")
     for line in outcome.left:
         remark(f"left to do: {line}")
 
 
-def _say_others(whom: Whom) -> None:
+def _say_others(record: PersonRecord) -> None:
     """Name who may be the same person, in another spelling."""
-    if whom.spelt_otherwise:
+    if record.spelt_otherwise:
         remark(
-            f"in another spelling, the same name is person {', '.join(whom.spelt_otherwise)}: if "
+            f"in another spelling, the same name is person {', '.join(record.spelt_otherwise)}: if "
             f"that is who asked, have them forgotten as well, by that id"
         )
 
 
-def _whom_json(whom: Whom) -> dict[str, Any]:
-    person = whom.person
+def _record_json(record: PersonRecord) -> dict[str, Any]:
+    person = record.person
     return {
         "person": person.person_id,
         "forgotten_at": person.forgotten_at and person.forgotten_at.isoformat(),
-        "subjects": list(whom.subjects),
-        "open": list(whom.open),
-        "letters": [letter.number for letter in whom.letters],
+        "subjects": list(record.subjects),
+        "open": list(record.open),
+        "letters": [letter.number for letter in record.letters],
         "due": [
             {"participant": one.participant, "subject": one.subject, "at": one.at.isoformat()}
-            for one in whom.dues
+            for one in record.dues
         ],
-        "not_looked_at": list(whom.not_looked_at),
-        "spelt_otherwise": list(whom.spelt_otherwise),
+        "not_looked_at": list(record.not_looked_at),
+        "spelt_otherwise": list(record.spelt_otherwise),
     }
 
 
 def _outcome_json(outcome: Outcome) -> dict[str, Any]:
-    return _whom_json(outcome.whom) | {
+    return _record_json(outcome.record) | {
         "forgotten_at": outcome.forgotten_at and outcome.forgotten_at.isoformat(),
         "ended": outcome.ended,
         "began": outcome.began,

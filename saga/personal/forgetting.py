@@ -19,9 +19,9 @@ from saga.deployment import Deployment
 from saga.dlq.audit import who
 from saga.errors import Explained, InputError
 from saga.personal.keystore import REASON_MAX_CHARACTERS, KeyStore
+from saga.personal.lookup import POLL_SECONDS, PersonRecord
 from saga.personal.opening import open_store, store_url
 from saga.personal.requests import Request
-from saga.personal.whom import POLL_SECONDS, Whom
 from saga.runtime.kernel.database import is_postgresql
 from saga.runtime.kernel.sqlite import sqlite_file
 from saga.runtime.kernel.tables import utc_now
@@ -46,7 +46,7 @@ class ForgettingError(Explained):
 class Outcome:
     """What was done, and what is left to people."""
 
-    whom: Whom
+    record: PersonRecord
     ended: list[str] = field(default_factory=list)
     """The subjects that were ended before their time."""
     refused: list[str] = field(default_factory=list)
@@ -72,10 +72,10 @@ class NotEnded(Explained):
     """A saga was not ended early. Says why."""
 
 
-class PeopledSystem(Protocol):
+class PersonalDataSystem(Protocol):
     """The system that a person is forgotten in: one that runs, or a simulated one."""
 
-    async def whom(self, given: str) -> Whom:
+    async def record_of(self, given: str) -> PersonRecord:
         """Find a person by their clear name, by a sealed text, or by their id. Raises
         `InputError` for an unknown person, and what databases raise."""
 
@@ -116,19 +116,19 @@ class PeopledSystem(Protocol):
 class Forgetter:
     """Forgets people of one system."""
 
-    def __init__(self, saga: Saga, store: KeyStore, system: PeopledSystem) -> None:
+    def __init__(self, saga: Saga, store: KeyStore, system: PersonalDataSystem) -> None:
         """See `saga.personal.running.forgetter_of`."""
         self._saga = saga
         self._store = store
         self._system = system
 
-    async def whom(self, given: str) -> Whom:
-        """See `PeopledSystem.whom`."""
-        return await self._system.whom(given)
+    async def record_of(self, given: str) -> PersonRecord:
+        """See `PersonalDataSystem.record_of`."""
+        return await self._system.record_of(given)
 
     async def forget(
         self,
-        whom: Whom,
+        record: PersonRecord,
         reason: str,
         *,
         wait_seconds: float,
@@ -141,28 +141,28 @@ class Forgetter:
 
         Raises what the key store, the outsides, the broker and databases raise; the request waits
         then."""
-        outcome = Outcome(whom)
+        outcome = Outcome(record)
         asked = Request(
-            person_id=whom.person.person_id,
+            person_id=record.person.person_id,
             reason=reason,
             who=who(),
             asked_at=utc_now(),
-            waits_for=whom.open,
-            texts=tuple(whom.values.values()),
+            waits_for=record.open,
+            texts=tuple(record.values.values()),
         )
         # From now on it is known, even if this command is ended.
         request = await self._system.take_up(asked)
-        traces = await in_thread(self._store.traces, whom.person.person_id, whom.values)
+        traces = await in_thread(self._store.traces, record.person.person_id, record.values)
         if traces:
             waits = await self._clear_the_way(outcome, request, wait_seconds, report)
             if waits is not None:
                 return await self._put_off(outcome, waits)
         request = await self._destroy(outcome, request, traces, report)
-        outcome.left += outcome.whom.not_looked_at
+        outcome.left += outcome.record.not_looked_at
         await self._system.take_out(outcome)  # What was written meanwhile.
         for folder in backups:
             await self._system.take_out_of_backup(outcome, folder)
-        if not whom.values:
+        if not record.values:
             outcome.left.append(
                 "their key was gone already, so what they are called in clear is not known here: "
                 "`saga forget --verify` looks for it, if you give it"
@@ -206,8 +206,8 @@ class Forgetter:
             if why := await self._system.not_recorded(request.person_id):
                 outcome.refused.append(f"what is open is not known: {why}")
                 return request.model_copy(update={"waits_for": (), "why": why})
-            outcome.whom = await self._system.whom(request.person_id)
-            if not outcome.whom.open:
+            outcome.record = await self._system.record_of(request.person_id)
+            if not outcome.record.open:
                 return None
             still_open = await self._end(outcome, deadline, report)
             if still_open:
@@ -215,7 +215,7 @@ class Forgetter:
 
     async def _end(self, outcome: Outcome, deadline: float, report: Report) -> tuple[str, ...]:
         """End what is open; returns what still is at the deadline."""
-        open_now = outcome.whom.open
+        open_now = outcome.record.open
         outcome.refused.clear()  # Those that still are open are asked once more.
         if self._saga.early_end is None:
             outcome.refused.append(
@@ -254,7 +254,7 @@ class Forgetter:
         person_id = request.person_id
         if traces:
             # Before: once the key is gone, what began meanwhile cannot be told from the rest.
-            request = request.model_copy(update={"subjects_before": outcome.whom.subjects})
+            request = request.model_copy(update={"subjects_before": outcome.record.subjects})
             await self._system.keep(request)
         forgotten = await in_thread(self._store.forget, person_id, request.reason)
         outcome.forgotten_at = forgotten.forgotten_at
@@ -267,7 +267,7 @@ class Forgetter:
             outcome.left.append(
                 "what began for them while the key was destroyed is not known: the request that "
                 "did that does not say what was there before; look at what is open of "
-                f"{listed(outcome.whom.subjects)}"
+                f"{listed(outcome.record.subjects)}"
             )
         left = await self._system.key_left(request, traces)
         outcome.left += left
@@ -290,14 +290,14 @@ class Forgetter:
     async def _say_what_began(self, outcome: Outcome, subjects_before: Sequence[str]) -> None:
         """Name what began while the key was being destroyed: by a command that was sealed
         before, and that came late. It goes on under the sealed text."""
-        before = outcome.whom
+        before = outcome.record
         why = await self._system.not_recorded(before.person.person_id)
         if why:
             outcome.left.append(
                 f"whether something began for them while the key was destroyed is not known: {why}"
             )
-        after = await self._system.whom(before.person.person_id)
-        outcome.whom = replace(
+        after = await self._system.record_of(before.person.person_id)
+        outcome.record = replace(
             after,
             values=before.values,
             spelt_otherwise=before.spelt_otherwise,

@@ -150,7 +150,7 @@ class _Cache(Generic[K, V]):
             self._found.clear()
 
 
-class Ground(Protocol):
+class KeyDatabase(Protocol):
     """A database, as threads use it: calls block, and may come from several threads."""
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -339,7 +339,7 @@ class KeyStore:
 
     def __init__(
         self,
-        ground: Ground,
+        database: KeyDatabase,
         keys: MasterKeys,
         *,
         cache_seconds: float = CACHE_SECONDS,
@@ -350,7 +350,7 @@ class KeyStore:
     ) -> None:
         """Use `open_store`. Raises `KeyStoreError` if the store is another master key's. Keys and
         ids are made of `random_bytes`, so many at a time; what was read ages by `monotonic`."""
-        self._ground = ground
+        self._database = database
         self._keys = keys
         self._now = now
         self._monotonic = monotonic
@@ -376,18 +376,20 @@ class KeyStore:
         Raises `KeyStoreAway` for one that is out of reach, and `KeyStoreError`.
         """
         try:
-            ground: Ground = _Server(url, patience_seconds) if is_postgresql(url) else _File(url)
+            database: KeyDatabase = (
+                _Server(url, patience_seconds) if is_postgresql(url) else _File(url)
+            )
         except DatabaseError as error:
             raise KeyStoreError(f"PERSONS_DATABASE_URL: {error}") from error
         try:
-            return cls(ground, keys, cache_seconds=cache_seconds)
+            return cls(database, keys, cache_seconds=cache_seconds)
         except BaseException:
-            ground.close()
+            database.close()
             raise
 
     def close(self) -> None:
         """Let go of the database. To close it again does nothing."""
-        self._ground.close()
+        self._database.close()
 
     def known(self, value: str) -> str | None:
         """The value sealed, where that is known without asking the database."""
@@ -413,7 +415,7 @@ class KeyStore:
             return result
         read_at = self._monotonic()
         by_digest = {self._digest(value): value for value in unknown}
-        rows = {row.digest: row for row in self._ground.find("digest", [*by_digest])}
+        rows = {row.digest: row for row in self._database.find("digest", [*by_digest])}
         if missing := [digest for digest in by_digest if digest not in rows]:
             rows |= {row.digest: row for row in self._make(missing)}
         for digest, value in by_digest.items():
@@ -471,7 +473,7 @@ class KeyStore:
             return found
         read_at, digest = self._monotonic(), self._digest(value)
         # Under the row that was found: a person forgotten meanwhile is not made again.
-        rows = self._ground.find("digest", [digest])
+        rows = self._database.find("digest", [digest])
         return self._seal_under(rows[0], value, read_at) if rows else None
 
     def person_of(self, value: str) -> str | None:
@@ -479,7 +481,7 @@ class KeyStore:
         Raises `KeyStoreAway`."""
         if sealed(value):
             return person_id_in(value)
-        rows = self._ground.find("digest", [self._digest(value)])
+        rows = self._database.find("digest", [self._digest(value)])
         return rows[0].person_id if rows else None
 
     def person(self, person_id: str) -> Person:
@@ -499,7 +501,7 @@ class KeyStore:
                 .order_by(persons_table.c.person_id)
                 .limit(_LIST_PAGE)
             )
-            page = self._ground.read(_rows_of(query))
+            page = self._database.read(_rows_of(query))
             yield from map(_person, page)
             if len(page) < _LIST_PAGE:
                 return
@@ -512,7 +514,7 @@ class KeyStore:
         query = sa.select(persons_table.c.wrapped, persons_table.c.digest).where(
             persons_table.c.person_id == person_id
         )
-        row = self._ground.read(lambda connection: connection.execute(query).first())
+        row = self._database.read(lambda connection: connection.execute(query).first())
         if row is None or row.wrapped is None:
             return ()
         found = [bytes(value) for value in row if value is not None]
@@ -527,7 +529,7 @@ class KeyStore:
             .where(persons_table.c.person_id == person_id, persons_table.c.digest.is_not(None))
             .values(digest=None)
         )
-        self._ground.write(lambda connection: connection.execute(statement).rowcount)
+        self._database.write(lambda connection: connection.execute(statement).rowcount)
         self._sealed.clear()
 
     def forget(self, person_id: str, reason: str) -> Person:
@@ -544,8 +546,8 @@ class KeyStore:
             .where(persons_table.c.person_id == person_id, persons_table.c.forgotten_at.is_(None))
             .values(digest=None, wrapped=None, wrapped_by=None, forgotten_at=at, reason=reason)
         )
-        self._ground.write(lambda connection: connection.execute(statement).rowcount)
-        self._ground.wipe()
+        self._database.write(lambda connection: connection.execute(statement).rowcount)
+        self._database.wipe()
         self._ciphers.clear()
         self._sealed.clear()
         return self.person(person_id)
@@ -554,12 +556,12 @@ class KeyStore:
         """Wrap every key by the newest master key; returns its id, and how many were not. Others
         may work meanwhile, if they know both. Raises `KeyStoreAway` and `MasterKeyError`."""
         newest, count = self._keys.newest_id, 0
-        count += self._ground.write(self._rewrap_index)
+        count += self._database.write(self._rewrap_index)
         while True:
-            done: int = self._ground.write(self._rewrap_page)
+            done: int = self._database.write(self._rewrap_page)
             count += done
             if not done:
-                self._ground.wipe()
+                self._database.wipe()
                 break
         return newest, count
 
@@ -570,7 +572,7 @@ class KeyStore:
             .where(persons_table.c.wrapped_by.is_not(None))
             .group_by(persons_table.c.wrapped_by)
         )
-        found = self._ground.read(lambda connection: connection.execute(query).all())
+        found = self._database.read(lambda connection: connection.execute(query).all())
         return {row[0]: row[1] for row in found}
 
     def _digest(self, value: str) -> bytes:
@@ -588,11 +590,11 @@ class KeyStore:
             )
             return connection.execute(_INDEX_ROW).mappings().one()
 
-        row = self._ground.read(
+        row = self._database.read(
             lambda connection: connection.execute(_INDEX_ROW).mappings().first()
         )
         if row is None:
-            row = self._ground.write(make)
+            row = self._database.write(make)
         return self._keys.unwrap(row["wrapped"], row["wrapped_by"], _INDEX)
 
     def _make(self, digests: Sequence[bytes]) -> list[PersonKey]:
@@ -605,11 +607,11 @@ class KeyStore:
             wrapped, wrapped_by = self._keys.wrap(key, person_id)
             made.append(PersonKey(digest, person_id, wrapped, wrapped_by, key))
             rows.append(NewPerson(person_id, digest, wrapped, wrapped_by, at))
-        return self._ground.add(rows) or made
+        return self._database.add(rows) or made
 
     def _row_of(self, person_id: str) -> RowMapping | None:
         given = {"person_id": person_id}
-        return self._ground.read(
+        return self._database.read(
             lambda connection: connection.execute(_PERSON, given).mappings().first()
         )
 
@@ -629,10 +631,10 @@ class KeyStore:
         read_at = self._monotonic()
         since = (self._now() - timedelta(seconds=AHEAD_SECONDS)).timestamp()
         recent = [person_id for person_id in person_ids if made_at(person_id) >= since]
-        rows = self._ground.since(min(recent)) if recent else []
+        rows = self._database.since(min(recent)) if recent else []
         found = {row.person_id for row in rows}
         if others := [person_id for person_id in person_ids if person_id not in found]:
-            rows += self._ground.find("person_id", others)
+            rows += self._database.find("person_id", others)
         asked = {*person_ids}
         for row in rows:
             if self._ciphers.get(row.person_id) is not None:

@@ -22,10 +22,10 @@ from saga.outside import ErasureRequest, OutsideError
 from saga.personal import requests
 from saga.personal.forgetting import LISTED_MAX, Forgetter, NotEnded, Outcome
 from saga.personal.keystore import KeyStore
+from saga.personal.lookup import PersonLookup
 from saga.personal.needle import CHUNK_BYTES
 from saga.personal.opening import store_url
 from saga.personal.requests import Request
-from saga.personal.whom import PersonLookup
 from saga.runtime.disk import explained
 from saga.runtime.kernel.database import is_postgresql
 from saga.runtime.kernel.sqlite import scrub, sqlite_file
@@ -47,7 +47,7 @@ def forgetter_of(deployment: Deployment, folder: Path, saga: Saga, store: KeySto
 
 
 class RunningSystem(PersonLookup):
-    """See `saga.personal.forgetting.PeopledSystem`."""
+    """See `saga.personal.forgetting.PersonalDataSystem`."""
 
     def __init__(self, deployment: Deployment, folder: Path, saga: Saga, store: KeyStore) -> None:
         super().__init__(deployment, folder, saga.choreography, store)
@@ -113,7 +113,7 @@ class RunningSystem(PersonLookup):
     def _take_out(self, outcome: Outcome) -> None:
         """Revoke their API keys, which name them, and have outsides take out what they have in
         clear."""
-        whom = outcome.whom
+        record = outcome.record
         try:
             self._revoke_keys(outcome)
         except KeysError as error:
@@ -125,9 +125,9 @@ class RunningSystem(PersonLookup):
                 )
                 continue
             clear = ErasureRequest(
-                values=whom.values,
-                references=whom.references,
-                subjects=whom.subjects,
+                values=record.values,
+                references=record.references,
+                subjects=record.subjects,
                 folder=self._folder,
                 books_url=self._deployment.outside_urls.get(outside.name),
                 papers=self._deployment.outside_papers.get(outside.name, ()),
@@ -140,7 +140,7 @@ class RunningSystem(PersonLookup):
 
     def _revoke_keys(self, outcome: Outcome) -> None:
         """Take their API keys out of the file that services read. Raises `KeysError`."""
-        whom, file = outcome.whom, self._deployment.api_keys_file
+        record, file = outcome.record, self._deployment.api_keys_file
         if file is None:
             outcome.left.append(
                 f"API keys were not looked at: {self._folder / FILE_NAME} does not say where they "
@@ -155,14 +155,14 @@ class RunningSystem(PersonLookup):
             )
             return
         if read_keys(file):
-            if not whom.values:
+            if not record.values:
                 outcome.left.append(
                     f"API keys were not looked for: what they are called in clear is not known; "
                     f"`saga keys list --file {file}` has the names"
                 )
                 return
             with changing(file) as keys:
-                others = [k for k in keys if not {k.owner, k.name} & whom.values.keys()]
+                others = [k for k in keys if not {k.owner, k.name} & record.values.keys()]
                 outcome.took(_API_KEYS, len(keys) - len(others))
                 keys[:] = others
         if self._deployment.api_keys_copied and outcome.taken_out.get(_API_KEYS):
@@ -173,7 +173,7 @@ class RunningSystem(PersonLookup):
 
     def _take_out_of_backup(self, outcome: Outcome, folder: Path) -> None:
         """Remove what a backup's copies of the outsides' books have in clear."""
-        whom = outcome.whom
+        record = outcome.record
         manifest = Manifest.load(folder)
         outsides = dict(manifest.outside)
         for outside in self._saga.outside:
@@ -182,9 +182,9 @@ class RunningSystem(PersonLookup):
                 continue
             file = folder / copied.file
             clear = ErasureRequest(
-                values=whom.values,
-                references=whom.references,
-                subjects=whom.subjects,
+                values=record.values,
+                references=record.references,
+                subjects=record.subjects,
                 folder=folder,
                 books_url=sqlite_url(file),
             )
@@ -208,7 +208,7 @@ class RunningSystem(PersonLookup):
             result = {
                 "asked_by": request.who,
                 "asked_at": rfc3339(request.asked_at),
-                "subjects": len(outcome.whom.subjects),
+                "subjects": len(outcome.record.subjects),
                 "ended": len(outcome.ended),
                 "began": outcome.began[:LISTED_MAX],
                 "taken_out": outcome.taken_out,

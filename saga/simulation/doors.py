@@ -35,7 +35,7 @@ from saga.runtime.messaging.dead_letters import REASON, Reason
 from saga.runtime.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
 from saga.runtime.settings import PersonalSettings, PersonalShown, Sealing
 from saga.simulation.broker import EPOCH, PublishedMessage
-from saga.simulation.keys import KeysFromAfar, SimulatedKeys
+from saga.simulation.keys import RemoteKeys, SimulatedKeys
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.weather import FREEZE_MAX_SECONDS, FaultSchedule
@@ -190,7 +190,7 @@ class Doors:
 
     def store(self, process: SimulatedProcess) -> KeyStore:
         """Open the key store for a process. Blocks, as in a thread of `SimulatedLoop`."""
-        ground = KeysFromAfar(
+        database = RemoteKeys(
             self.keys,
             process.name,
             self._loop,
@@ -199,7 +199,7 @@ class Doors:
             lambda: self._on_crash(process),
         )
         return self._store_kind(
-            ground,
+            database,
             self.keys.master,
             cache_seconds=self.cache_seconds,
             now=lambda: EPOCH + timedelta(seconds=self._loop.time()),

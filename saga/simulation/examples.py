@@ -7,7 +7,7 @@ from typing import Final
 
 from saga.declaration import Saga
 from saga.simulation import silence
-from saga.simulation.people import envelope_of
+from saga.simulation.clients import envelope_of
 from saga.simulation.scene import Scene
 from saga.simulation.server import PartsUnderTest
 from saga.simulation.world import World

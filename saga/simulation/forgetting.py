@@ -18,10 +18,10 @@ from saga.load.plan import Given
 from saga.message import Command
 from saga.personal.forgetting import Forgetter, NotEnded, Outcome
 from saga.personal.keystore import KeyStore, KeyStoreAway, Person, UnknownPerson
+from saga.personal.lookup import CATCH_UP_SECONDS, POLL_SECONDS, PersonRecord, is_open, marker_of
+from saga.personal.lookup import sealed_texts_in as texts_in
 from saga.personal.requests import Request
 from saga.personal.seal import Forgotten, Unsealable
-from saga.personal.whom import CATCH_UP_SECONDS, POLL_SECONDS, Whom, is_open, marker_of
-from saga.personal.whom import sealed_texts_in as texts_in
 from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.messaging.topology import HISTORY_STREAM
 from saga.runtime.tasks import in_thread
@@ -112,7 +112,7 @@ class ForgettingOperator:
             outcome = task.result() if task.done() and not task.cancelled() else None
             self._world.loop.kill(process)
             if isinstance(outcome, Outcome):
-                person_id = outcome.whom.person.person_id
+                person_id = outcome.record.person.person_id
                 if outcome.request is None:
                     self._world.trace.note("operator", "has forgotten one of the persons")
                     if not again:
@@ -132,9 +132,9 @@ class ForgettingOperator:
             store = await in_thread(self._doors.store, process)
             system = SimulatedSystem(self._world, self.files, store)
             forgetter = self._kind(self._world.scene.saga, store, system)
-            whom = await forgetter.whom(given)
+            record = await forgetter.record_of(given)
             return await forgetter.forget(
-                whom,
+                record,
                 _REASON,
                 wait_seconds=WAIT_SECONDS,
                 report=lambda said: self._world.trace.note("operator", said),
@@ -144,7 +144,7 @@ class ForgettingOperator:
 
 
 class SimulatedSystem:
-    """See `saga.personal.forgetting.PeopledSystem`; for one command."""
+    """See `saga.personal.forgetting.PersonalDataSystem`; for one command."""
 
     def __init__(self, world: World, files: OperatorsFiles, store: KeyStore) -> None:
         self._world = world
@@ -153,7 +153,7 @@ class SimulatedSystem:
 
     # --- what is known ----------------------------------------------------------------------------
 
-    async def whom(self, given: str) -> Whom:
+    async def record_of(self, given: str) -> PersonRecord:
         person = await in_thread(self._person, given)
         marker = marker_of(person.person_id).encode()
         subjects: set[str] = set()
@@ -166,7 +166,7 @@ class SimulatedSystem:
         if (request := self._files.requests.get(person.person_id)) is not None:
             texts |= {*request.texts}
         found = tuple(sorted(subjects))
-        return Whom(
+        return PersonRecord(
             person=person,
             values=await in_thread(self._opened, sorted(texts)),
             references=tuple(sorted(texts)),
@@ -252,7 +252,7 @@ class SimulatedSystem:
         command = early.command(subject)
         self._files.ended[subject] = type(command)
         given = Given(early.participant, command, f"early end of {subject}")
-        outcome = await self._world.people.ask_once(given)
+        outcome = await self._world.clients.ask_once(given)
         if not isinstance(outcome, Done | Duplicate):
             raise NotEnded(f"{early.participant} did not answer")
         return isinstance(outcome, Done) and bool(outcome.events)

@@ -92,7 +92,7 @@ class SimulatedKeys:
         return result
 
     def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
-        """See `saga.personal.keystore.Ground.add`."""
+        """See `saga.personal.keystore.KeyDatabase.add`."""
         known = add_to(self.raw, rows)
         added = {row.person_id for row in known or rows}
         for row in rows:
@@ -121,9 +121,9 @@ class SimulatedKeys:
         self._engine.dispose()
 
 
-class KeysFromAfar:
-    """A process's way to the key store's database; see `saga.personal.keystore.Ground`. To be asked
-    in a thread of `SimulatedLoop`."""
+class RemoteKeys:
+    """A process's way to the key store's database; see `saga.personal.keystore.KeyDatabase`. To be
+    asked in a thread of `SimulatedLoop`."""
 
     def __init__(
         self,

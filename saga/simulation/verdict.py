@@ -45,7 +45,7 @@ still be there."""
 def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
     """Everything that is wrong with how a run has ended; and what has happened in it, as
     `coverage` names it."""
-    world.people.look()
+    world.clients.look()
     view, deliveries = _seen(world)
     types = {mark.type for about in view.told.subjects() for mark in view.told.about(about)}
     heard = {intent.__name__ for outside in world.outsides for intent in outside.heard}
@@ -56,7 +56,7 @@ def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
             view,
             [event for event in world.choreography.events if event.role.terminal],
             _planned(world, view),
-            world.people.told,
+            world.clients.told,
             _ends_brought_forward(world),
         ),
         *_wrong_timers(world),
@@ -136,8 +136,8 @@ def _ends_brought_forward(world: World) -> Mapping[str, Set[str]]:
         if (audit := tables.due_audit) is not None:
             for subject, command in world.stores[name].read(partial(_audited, audit)):
                 found[subject] |= world.scene.ends_of_dues.get(command, frozenset())
-    if world.people.forgetting is not None:
-        for subject, command_type in world.people.forgetting.files.ended.items():
+    if world.clients.forgetting is not None:
+        for subject, command_type in world.clients.forgetting.files.ended.items():
             found[subject] |= world.scene.ends_of(command_type)
     return found
 

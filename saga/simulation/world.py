@@ -20,12 +20,12 @@ from saga.retry import RUNGS_MS
 from saga.runtime.kernel.timer import due_by
 from saga.runtime.messaging.topology import HISTORY_STREAM, intake_queue, undivided, wait_queue
 from saga.simulation.broker import EPOCH, PublishedMessage
+from saga.simulation.clients import Clients
 from saga.simulation.doors import DOORS_SHARE, ROLLED_MAX_SECONDS, Doors
 from saga.simulation.doubt import UnclearAnswers
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process
 from saga.simulation.network import Network
 from saga.simulation.outside import SimulatedOutside
-from saga.simulation.people import People
 from saga.simulation.recovery import SPREAD_SECONDS, as_read, recover
 from saga.simulation.rules import violation
 from saga.simulation.scene import PARTITIONS, Scene
@@ -136,7 +136,7 @@ class World:
         self.troubles: list[Violation] = []
         """What must not happen, and did."""
         self.left = UnclearAnswers(scene, self.outsides, self.loop)
-        self.people = People(self, self.plan, chance, parts.forgetter)
+        self.clients = Clients(self, self.plan, chance, parts.forgetter)
         self.at_rest = False
         self._has_looked = False
         """Whether it was looked what can be opened of who was forgotten."""
@@ -342,7 +342,7 @@ class World:
         self.trouble("unhandled", f"{message}: {error!r}" if error else message)
 
     def _on_message(self, process: SimulatedProcess, queue: str, subject: str) -> None:
-        self.people.hear(subject)
+        self.clients.hear(subject)
         server = self._servers[process.name]
         participant = server.service.participant
         self.left.meets(participant.name, process, subject)
@@ -373,14 +373,14 @@ class World:
     # --- its course --------------------------------------------------------------------------
 
     async def _live(self) -> None:
-        await self.people.prepare()
+        await self.clients.prepare()
         self.trace.note("world", "the storm begins")
         self.weather.calm = False
         if self._chance.random() < OUTAGE_SHARE:
             begin = {given.participant for given in self.plan.given}
             others = [p.name for p in self.choreography.participants if p.name not in begin]
             self._take_away(self._chance.choice(others or sorted(begin)))
-        self.people.begin()
+        self.clients.begin()
         if self.doors is not None and not self.doors.sealing:
             at_seconds = self._chance.random() * self.weather.storm_seconds
             self.loop.call_later(at_seconds, self._begin_to_seal, self.doors)
@@ -427,7 +427,7 @@ class World:
             self.loop.call_later(SPREAD_SECONDS, self._recover, context=self.process.context)
             return
         recover(self, [*self._recorded.values()])
-        self.people.send_again()
+        self.clients.send_again()
         self.loop.call_later(SPREAD_SECONDS, self._recovered, context=self.process.context)
 
     def _recovered(self) -> None:
@@ -436,7 +436,7 @@ class World:
     def _look(self) -> None:
         """End the run once it is at rest, or goes round in circles; or have the clock jump, if all
         that is left is due when the run would be over."""
-        idle = self._idles() and not self.people.decide()
+        idle = self._idles() and not self.clients.decide()
         due_seconds = self._due_seconds() if idle else None
         if idle and due_seconds is None and self._looks_for_forgotten():
             idle = False
@@ -460,7 +460,7 @@ class World:
         for server in self.servers:
             if server.persons is not None:
                 look = self.doors.look_for_forgotten(server.name, server.persons)
-                self.people.wait_for(server.process, look)
+                self.clients.wait_for(server.process, look)
         return True
 
     def _is_far(self, at_seconds: float) -> bool:
@@ -482,7 +482,7 @@ class World:
     def _idles(self) -> bool:
         """Whether nothing will happen any more, but for what is due."""
         return (
-            not self.people.busy
+            not self.clients.busy
             and not self.recovering
             and not any(map(self.broker.load_of, self.queues()))
             and all(server.kernel and server.kernel.idle for server in self._servers.values())

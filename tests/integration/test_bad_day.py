@@ -21,7 +21,7 @@ import pytest
 from inventory_service.domain import AddStock
 from saga.deployment import FILE_NAME
 from saga.discovery import choreography
-from saga.personal import whom
+from saga.personal import lookup
 from saga.personal.master import new_master_key
 from saga.personal.opening import KEY_FILE, STORE_FILE, made_key, open_store
 from saga.personal.requests import FILE_NAME as REQUESTS
@@ -229,7 +229,7 @@ def _leave_in_outbox(day: Day) -> None:
 def test_what_cannot_be_done_while_the_key_is_there_has_the_request_wait(
     what: str, day: Day, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whom, "CATCH_UP_SECONDS", 0.3)
+    monkeypatch.setattr(lookup, "CATCH_UP_SECONDS", 0.3)
     go_wrong, said = IN_THE_WAY[what]
     go_wrong(day)
 

@@ -35,7 +35,7 @@ from saga.envelope import Attributes, wrap
 from saga.foreign import Foreign
 from saga.message import Event, Priority
 from saga.outside import OutsideError
-from saga.personal import forgetting, requests, running, whom
+from saga.personal import forgetting, lookup, requests, running
 from saga.personal.forgetting import Outcome
 from saga.personal.keystore import KeyStore
 from saga.personal.master import MasterKeys
@@ -116,7 +116,7 @@ class Scene:
             outside=[shop],
         )
         forgetter = forgetter_of(self.deployment, self.folder, fakes, self.store)
-        them = await forgetter.whom(given)
+        them = await forgetter.record_of(given)
         return await forgetter.forget(
             them, "they asked", wait_seconds=0.5, report=self.reported.append
         )
@@ -175,14 +175,14 @@ async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 def stand_in(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a broker and a service, which the system has not."""
-    monkeypatch.setattr(whom, "CATCH_UP_SECONDS", 0.3)
+    monkeypatch.setattr(lookup, "CATCH_UP_SECONDS", 0.3)
     monkeypatch.setattr(forgetting, "MARGIN_SECONDS", 0.0)
 
     async def behind(_: object) -> int:
         return scene.behind
 
     monkeypatch.setattr("saga.history.archive.Archive.behind", behind)
-    monkeypatch.setattr(whom, "open_desk", _empty_desk)
+    monkeypatch.setattr(lookup, "open_desk", _empty_desk)
 
     async def ended(_: object, path: str, *__: object) -> Any:
         await scene.ends(path.split("/")[2])
@@ -302,7 +302,7 @@ async def test_what_came_while_the_key_was_destroyed_is_named(
 
     assert not scene.key_is_there
     assert [line for line in done.left if "too late" in line]
-    assert "too late" in done.whom.subjects
+    assert "too late" in done.record.subjects
 
 
 KILLED: Final = """
@@ -437,11 +437,11 @@ async def test_a_dry_run_names_outboxes_that_are_not_looked_at(
 ) -> None:
     urls = {name: url for name, url in scene.deployment.database_urls.items() if name != "rider"}
     scene.deployment.model_copy(update={"database_urls": urls}).save(scene.folder)
-    lookup = whom.PersonLookup(
+    looking_up = lookup.PersonLookup(
         scene.deployment, scene.folder, errands.SAGA.choreography, scene.store
     )
 
-    show(await lookup.whom(NAME))
+    show(await looking_up.record_of(NAME))
 
     assert "the outbox of rider was not looked at" in capsys.readouterr().err
 
@@ -516,7 +516,7 @@ async def test_a_name_that_is_in_no_event_is_still_looked_for_by_the_id(scene: S
 
     done = await scene.forget(scene.person_id)
 
-    assert {*done.whom.values} == {NAME}
+    assert {*done.record.values} == {NAME}
     assert scene.told == [{NAME}, {NAME}]
 
 

@@ -71,14 +71,14 @@ def test_looking_somebody_up_makes_nobody_even_where_they_are_forgotten_meanwhil
     store, elsewhere = opened(cache_seconds=0.0), opened()
     person_id = store.person_of(store.seal("anna"))
     assert person_id is not None
-    find = store._ground.find
+    find = store._database.find
 
     def found(column: Any, values: Sequence[Any]) -> Any:
         rows = find(column, values)
         elsewhere.forget(person_id, "asked")
         return rows
 
-    monkeypatch.setattr(store._ground, "find", found)
+    monkeypatch.setattr(store._database, "find", found)
     assert store.sealed_of("anna") is not None
 
     assert len([*elsewhere.persons()]) == 1
@@ -424,12 +424,12 @@ def test_under_a_retired_persons_key_nothing_new_is_sealed_and_what_was_can_be_o
 class Counted:
     """A way to the database that counts what it is asked for by."""
 
-    def __init__(self, ground: Any) -> None:
+    def __init__(self, database: Any) -> None:
         self.queries: list[tuple[str, Any]] = []
-        self._ground = ground
+        self._database = database
 
     def __getattr__(self, name: str) -> Any:
-        work = getattr(self._ground, name)
+        work = getattr(self._database, name)
 
         def asked(*arguments: Any) -> Any:
             self.queries.append((name, arguments))
@@ -447,10 +447,10 @@ def test_what_is_sealed_under_keys_that_are_retired_is_opened_with_one_query(
     for text in texts.values():
         store.retire(str(store.person_of(text)))
     reader = opened()
-    ground = reader._ground = Counted(reader._ground)
+    database = reader._database = Counted(reader._database)
 
     assert reader.open_all(texts.values()) == {text: name for name, text in texts.items()}
-    assert len(ground.queries) == 1
+    assert len(database.queries) == 1
 
 
 def test_who_opens_one_of_a_new_person_knows_those_made_next(opened: Open) -> None:
@@ -458,13 +458,13 @@ def test_who_opens_one_of_a_new_person_knows_those_made_next(opened: Open) -> No
     texts = [store.seal(f"customer {number}") for number in range(3)]
     texts += [*store.seal_all(f"customer {number}" for number in range(3, AHEAD_MAX // 2)).values()]
     reader = opened()
-    ground = reader._ground = Counted(reader._ground)
+    database = reader._database = Counted(reader._database)
 
     first, *others = sorted(texts)
     assert reader.opened(first) is None
     assert reader.open_all([first])[first].startswith("customer")
 
-    assert len(ground.queries) == 1
+    assert len(database.queries) == 1
     assert {reader.opened(text) for text in texts} == {
         f"customer {number}" for number in range(AHEAD_MAX // 2)
     }

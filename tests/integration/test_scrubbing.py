@@ -18,8 +18,8 @@ from payment_service.gateway import Account, SandboxGateway
 from payment_service.ledger import Decline, Receipt
 from saga.outside import ErasureRequest, OutsideError
 from saga.personal import running
+from saga.personal.byte_search import ByteSearch
 from saga.personal.keystore import KeyStore
-from saga.personal.looking import Looker
 from saga.personal.master import MasterKeys
 from saga.personal.needle import Needle
 from saga.runtime.kernel.sqlite import scrub
@@ -30,10 +30,10 @@ REFERENCE: Final = "~1." + "a" * 22 + "." + "b" * 30
 
 
 def found_in(folder: Path) -> int:
-    looker = Looker(Needle(NAME))
-    looker.folder("here", folder)
-    assert not looker.look.unseen
-    return looker.look.count
+    search = ByteSearch(Needle(NAME))
+    search.folder("here", folder)
+    assert not search.look.unseen
+    return search.look.count
 
 
 def test_what_was_deleted_is_gone_from_the_file_and_its_log(tmp_path: Path) -> None:

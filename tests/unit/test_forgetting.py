@@ -17,6 +17,7 @@ from saga.commands.forgetting import _look_or_say
 from saga.declaration import EarlyEnd, Saga, SagaError
 from saga.personal.forgetting import Outcome
 from saga.personal.keystore import Person
+from saga.personal.lookup import PersonRecord
 from saga.personal.requests import (
     FILE_NAME,
     Request,
@@ -26,7 +27,6 @@ from saga.personal.requests import (
     problems_in,
     waiting_in,
 )
-from saga.personal.whom import Whom
 from saga.runtime.messaging.connection import BrokerError
 from saga.status import SystemStatus
 from tests.command import saga
@@ -123,14 +123,14 @@ def test_a_request_that_fails_does_not_keep_the_others_waiting(
 
         def __exit__(self, *_: object) -> None: ...
 
-        async def whom(self, given: str) -> Whom:
+        async def record_of(self, given: str) -> PersonRecord:
             if given == "one":
                 raise BrokerError("the broker is away")
             person = Person(given, datetime(2030, 1, 1, tzinfo=UTC), None, "")
-            return Whom(person, {}, (), (), (), (), (), 0)
+            return PersonRecord(person, {}, (), (), (), (), (), 0)
 
-        async def forget(self, whom: Whom, reason: str, **_: object) -> Outcome:
-            return Outcome(whom, forgotten_at=datetime(2030, 1, 2, tzinfo=UTC))
+        async def forget(self, record: PersonRecord, reason: str, **_: object) -> Outcome:
+            return Outcome(record, forgotten_at=datetime(2030, 1, 2, tzinfo=UTC))
 
     monkeypatch.setattr(forgetting, "_forgetter", Fake)
 

@@ -13,7 +13,7 @@ import pytest
 
 from saga.archive.store import Fact
 from saga.archive.subjects import Subject, SubjectRules
-from saga.personal.whom import is_open
+from saga.personal.lookup import is_open
 from saga.runtime.kernel.tables import utc_now
 from tests.recorded import simulated
 

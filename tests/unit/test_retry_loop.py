@@ -259,7 +259,7 @@ SLEEPING = {
     "saga/runtime/messaging/sealing.py IntakeSeal._insist": "persons",
     "saga/personal/persons.py Persons.open": "persons",
     "saga/personal/forgetting.py Forgetter._outwait": "waits once, for what processes know",
-    "saga/personal/whom.py PersonLookup.not_recorded": "has a deadline",
+    "saga/personal/lookup.py PersonLookup.not_recorded": "has a deadline",
     "saga/personal/forgetting.py Forgetter._end": "has a deadline",
 }
 """What sleeps in a service: in a loop, or why it is none that may be stuck."""

@@ -72,7 +72,7 @@ from saga.envelope import Envelope
 from saga.load.plan import Plan
 from saga.message import Answer, Ask, Intent, Priority
 from saga.personal.forgetting import Forgetter
-from saga.personal.keystore import Ground, KeyStore, NewPerson, PersonKey
+from saga.personal.keystore import KeyDatabase, KeyStore, NewPerson, PersonKey
 from saga.personal.marks import with_personal
 from saga.personal.persons import Persons
 from saga.personal.seal import Forgotten, Unsealable, sealed
@@ -741,18 +741,18 @@ class SealsUnderItsOwn(KeyStore):
     """Seals under the key that it has made, also where another was faster."""
 
     def _make(self, digests: Sequence[bytes]) -> list[PersonKey]:
-        ground = self._ground
+        database = self._database
         made: list[PersonKey] = []
 
         def add(rows: Sequence[NewPerson]) -> list[PersonKey]:
             made.extend(PersonKey(r.digest, r.person_id, r.wrapped, r.wrapped_by) for r in rows)
-            return ground.add(rows)
+            return database.add(rows)
 
-        self._ground = cast(Ground, SimpleNamespace(add=add))
+        self._database = cast(KeyDatabase, SimpleNamespace(add=add))
         try:
             super()._make(digests)
         finally:
-            self._ground = ground
+            self._database = database
         return made
 
 

@@ -71,7 +71,7 @@ def envelope_of(given: Given, seconds: float) -> Envelope[Command]:
     )
 
 
-class People:
+class Clients:
     """They do what the plan says, whatever else happens."""
 
     def __init__(

@@ -35,7 +35,7 @@ from saga.local.folder import CLUSTER_FOLDER, note_broker
 from saga.local.node import RabbitNode
 from saga.local.postgres import PostgresCluster
 from saga.outside import Outside
-from saga.personal.looking import Grounds, Looker, SearchReport, Unseen, size_of
+from saga.personal.byte_search import ByteSearch, SearchedPlaces, SearchReport, Unseen, size_of
 from saga.personal.needle import Needle
 from saga.personal.opening import made_key
 from saga.runtime.messaging.connection import connect
@@ -50,9 +50,9 @@ GRAPH: Final = Choreography([PARTICIPANT])
 
 
 def looked(path: Path) -> SearchReport:
-    looker = Looker(Needle(NAME))
-    looker.folder("here", path)
-    return looker.look
+    search = ByteSearch(Needle(NAME))
+    search.folder("here", path)
+    return search.look
 
 
 def in_a_log(path: Path, written: bytes) -> None:
@@ -317,11 +317,11 @@ class Ground:
         }
 
     async def look(self) -> SearchReport:
-        grounds = Grounds.of(
+        places = SearchedPlaces.of(
             self.folder, [KEEPER], also=[self.also], persons_url=sqlite_url(self.persons)
         )
-        size_of(grounds.folders.values())
-        return await Looker(Needle(NAME)).everywhere(grounds, GRAPH)
+        size_of(places.folders.values())
+        return await ByteSearch(Needle(NAME)).everywhere(places, GRAPH)
 
 
 def closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,7 +549,7 @@ def test_a_long_file_is_looked_through_in_bounded_memory(tmp_path: Path) -> None
 
 def test_a_folder_without_a_system_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeploymentError, match="no running system"):
-        Grounds.of(tmp_path, ())
+        SearchedPlaces.of(tmp_path, ())
 
 
 @pytest.mark.parametrize(
@@ -567,10 +567,10 @@ def test_of_a_system_that_does_not_run_what_is_elsewhere_is_not_seen(
     if cluster:
         (tmp_path / CLUSTER_FOLDER).mkdir()
 
-    grounds = Grounds.of(tmp_path, ())
+    places = SearchedPlaces.of(tmp_path, ())
 
-    assert [one.name for one in grounds.unseen] == unseen
-    assert grounds.amqp_url is None
+    assert [one.name for one in places.unseen] == unseen
+    assert places.amqp_url is None
 
 
 async def test_a_text_is_found_in_a_database_on_a_server(postgres_url: str, tmp_path: Path) -> None:
@@ -588,13 +588,13 @@ async def test_a_text_is_found_in_a_database_on_a_server(postgres_url: str, tmp_
     await connection.execute("INSERT INTO bytes VALUES ($1)", NAME.encode("utf-16-le"))
     await connection.execute("INSERT INTO lists VALUES ($1)", ["somebody", NAME])
     await connection.execute("INSERT INTO others VALUES ('somebody')")
-    looker = Looker(Needle(NAME))
+    search = ByteSearch(Needle(NAME))
 
-    await looker.server("texts", postgres_url, own_port=None)
+    await search.server("texts", postgres_url, own_port=None)
 
     by_table = {
         place.name.split()[2]: place.found.count
-        for place in looker.look.places
+        for place in search.look.places
         if "public." in place.name
     }
     assert by_table == {
@@ -604,7 +604,7 @@ async def test_a_text_is_found_in_a_database_on_a_server(postgres_url: str, tmp_
         "public.lists": 1,
         "public.others": 0,
     }
-    assert [unseen.name for unseen in looker.look.unseen] == ["the files of the server of texts"]
+    assert [unseen.name for unseen in search.look.unseen] == ["the files of the server of texts"]
 
     async with connection.transaction(isolation="repeatable_read"):
         snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
@@ -625,16 +625,16 @@ async def test_rows_that_a_server_hides_from_its_user_were_not_looked_at(
         f"CREATE ROLE {user} LOGIN PASSWORD 'hush'; GRANT SELECT ON texts TO {user}"
     )
     await connection.execute("INSERT INTO texts VALUES ($1)", NAME)
-    looker = Looker(Needle(NAME))
+    search = ByteSearch(Needle(NAME))
     try:
         url = str(yarl.URL(postgres_url).with_user(user).with_password("hush"))
-        await looker.server("texts", url, own_port=yarl.URL(postgres_url).port)
+        await search.server("texts", url, own_port=yarl.URL(postgres_url).port)
     finally:
         await connection.execute(f"DROP OWNED BY {user}; DROP ROLE {user}")
         await connection.close()
 
-    assert not looker.look.clean
-    why = {one.name.split()[2]: one.why for one in looker.look.unseen}
+    assert not search.look.clean
+    why = {one.name.split()[2]: one.why for one in search.look.unseen}
     assert "row level security" in why["public.texts"]
     assert "may not read" in why["public.secrets"]
 
@@ -645,21 +645,21 @@ async def test_what_statistics_have_kept_of_a_text_is_found(postgres_url: str) -
     await connection.execute("INSERT INTO texts SELECT $1 FROM generate_series(1, 50)", NAME)
     await connection.execute("ANALYZE texts")
     await connection.execute("DELETE FROM texts")
-    looker = Looker(Needle(NAME))
+    search = ByteSearch(Needle(NAME))
 
-    await looker.server("texts", postgres_url, own_port=None)
+    await search.server("texts", postgres_url, own_port=None)
 
-    assert [place.name.split()[2] for place in looker.look.with_it] == ["pg_catalog.pg_stats"]
+    assert [place.name.split()[2] for place in search.look.with_it] == ["pg_catalog.pg_stats"]
     await connection.close()
 
 
 async def test_a_server_that_is_away_was_not_looked_at(closed_port: int) -> None:
-    looker = Looker(Needle(NAME))
+    search = ByteSearch(Needle(NAME))
 
-    await looker.server("texts", f"postgresql://x:y@127.0.0.1:{closed_port}/texts", own_port=None)
+    await search.server("texts", f"postgresql://x:y@127.0.0.1:{closed_port}/texts", own_port=None)
 
-    assert not looker.look.clean
-    assert any("texts" in unseen.name for unseen in looker.look.unseen)
+    assert not search.look.clean
+    assert any("texts" in unseen.name for unseen in search.look.unseen)
 
 
 async def post(channel: AbstractChannel, queue: str, text: str) -> None:
@@ -675,12 +675,12 @@ async def test_a_text_is_found_in_the_stream_of_a_broker_elsewhere(amqp_url: str
             await post(channel, HISTORY_STREAM, f"{number} {NAME}")
         await post(channel, waiting, NAME)
 
-    looker = Looker(Needle(NAME))
-    await looker.broker(amqp_url, GRAPH)
+    search = ByteSearch(Needle(NAME))
+    await search.broker(amqp_url, GRAPH)
 
-    counts = {place.name: place.found.count for place in looker.look.places}
+    counts = {place.name: place.found.count for place in search.look.places}
     assert counts[f"the stream {HISTORY_STREAM}"] == 100
-    said = " ".join(f"{unseen.name}: {unseen.why}" for unseen in looker.look.unseen)
+    said = " ".join(f"{unseen.name}: {unseen.why}" for unseen in search.look.unseen)
     assert f"the queue {waiting}: it holds 1 message," in said
     assert "the files of the broker" in said
 
@@ -701,12 +701,12 @@ async def test_a_text_is_found_in_the_files_of_a_broker_of_our_own(
             )
             await channel.default_exchange.publish(message, queue.name)
 
-    looker = Looker(Needle(name))
-    looker.folder("node", rabbit_node.folder)
+    search = ByteSearch(Needle(name))
+    search.folder("node", rabbit_node.folder)
 
-    kinds = {encoding for place in looker.look.with_it for encoding in place.found.encodings}
+    kinds = {encoding for place in search.look.with_it for encoding in place.found.encodings}
     assert kinds == {"text", "base64 of text"}
-    assert sum(place.found.encodings["text"] for place in looker.look.with_it) >= 2
+    assert sum(place.found.encodings["text"] for place in search.look.with_it) >= 2
 
 
 @pytest.mark.long
@@ -719,10 +719,10 @@ async def test_a_text_is_found_in_the_files_of_a_server_of_our_own(
     await connection.execute("DELETE FROM texts")
     await connection.execute("CHECKPOINT")
     await connection.close()
-    looker = Looker(Needle(NAME))
+    search = ByteSearch(Needle(NAME))
 
-    looker.folder("server", postgres_cluster.folder)
+    search.folder("server", postgres_cluster.folder)
 
-    names = [place.name for place in looker.look.with_it]
+    names = [place.name for place in search.look.with_it]
     assert [name for name in names if "/pg_wal/" in name]
     assert [name for name in names if "/base/" in name]

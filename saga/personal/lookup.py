@@ -48,7 +48,7 @@ _PERSON_CHARACTERS: Final = 22
 
 
 @dataclass(frozen=True, slots=True)
-class Whom:
+class PersonRecord:
     """A person the key store knows, and all that a system has about them."""
 
     person: Person
@@ -83,7 +83,7 @@ class PersonLookup:
         self._choreography = choreography
         self._store = store
 
-    async def whom(self, given: str) -> Whom:
+    async def record_of(self, given: str) -> PersonRecord:
         """Find a person by their clear name, by a sealed text, or by their id. Raises
         `InputError` for an unknown person, and what databases raise."""
         person = await in_thread(self._person, given)
@@ -99,7 +99,7 @@ class PersonLookup:
         in_no_event = not sealed(given) and given != person.person_id and given not in values
         if in_no_event and (text := await in_thread(self._store.sealed_of, given)):
             values[given] = text
-        return Whom(
+        return PersonRecord(
             person=person,
             values=values,
             references=tuple(sorted(texts | {*values.values()})),

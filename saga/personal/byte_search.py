@@ -109,7 +109,7 @@ class SearchReport:
 
 
 @dataclass(frozen=True)
-class Grounds:
+class SearchedPlaces:
     """Where a system keeps bytes."""
 
     folders: Mapping[str, Path]
@@ -242,7 +242,7 @@ def _own_port(folder: Path) -> int | None:
         return None
 
 
-class Looker:
+class ByteSearch:
     """Looks for one text. Blocks, but for what is asked of servers."""
 
     def __init__(self, needle: Needle, progress: Progress = lambda _: None) -> None:
@@ -252,25 +252,25 @@ class Looker:
         self._seen: set[tuple[int, int]] = set()
         """Files that were looked at, which several names may lead to."""
 
-    async def everywhere(self, grounds: Grounds, graph: Choreography) -> SearchReport:
+    async def everywhere(self, places: SearchedPlaces, graph: Choreography) -> SearchReport:
         """Look through everything. Raises nothing of what is in the way: that is `unseen`."""
-        self.look.unseen += grounds.unseen
-        for name, folder in grounds.folders.items():
+        self.look.unseen += places.unseen
+        for name, folder in places.folders.items():
             with self._missing(name):
                 await asyncio.to_thread(self.folder, name, folder)
-        for name, url in grounds.databases.items():
+        for name, url in places.databases.items():
             if is_postgresql(url):
-                await self.server(name, url, own_port=grounds.own_server_port)
+                await self.server(name, url, own_port=places.own_server_port)
             elif (path := sqlite_path(url)) is not None:
                 with self._missing(f"the database of {name}"):
                     await asyncio.to_thread(self.sqlite, name, path)
             else:
                 self._miss(f"the database of {name}", f"{printable(url)} is in no file")
-        if grounds.amqp_url is not None:
-            await self.broker(grounds.amqp_url, graph)
+        if places.amqp_url is not None:
+            await self.broker(places.amqp_url, graph)
         if self.look.count:
             with self._missing("the dead letters"):
-                await asyncio.to_thread(self._letters, grounds.databases.get(_LETTERS))
+                await asyncio.to_thread(self._letters, places.databases.get(_LETTERS))
         return self.look
 
     def _letters(self, url: str | None) -> None:
