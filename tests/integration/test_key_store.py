@@ -25,7 +25,7 @@ from saga.personal.keystore import (
 )
 from saga.personal.master import MasterKeyError, MasterKeys
 from saga.personal.opening import made_key, master_keys, open_store
-from saga.personal.persons import Persons, SealingAway
+from saga.personal.persons import Persons, SealingAway, _Batcher
 from saga.personal.seal import person_id_in
 from saga.runtime.settings import PersonalSettings, load
 from saga.runtime.urls import sqlite_url
@@ -262,6 +262,29 @@ async def test_many_who_come_at_once_share_transactions(tmp_path: Path) -> None:
     assert {name for each in found for name in each} == set(names)
     assert sum(groups) == len(names)
     assert len(groups) < 10
+
+
+async def test_who_comes_right_after_another_waits_for_others_and_one_alone_does_not() -> None:
+    groups: list[list[str]] = []
+
+    async def ask(question: Callable[[Any], Any]) -> Any:
+        return question(None)
+
+    def about_all(_: Any, values: Iterable[str]) -> dict[str, str]:
+        groups.append([*values])
+        return dict.fromkeys(groups[-1], "sealed")
+
+    batcher = _Batcher(ask, about_all, lambda _, value: value, gather_seconds=0.5)
+    assert await batcher.result_of("first") == "sealed"
+    assert groups == [["first"]]
+
+    second = batcher.result_of("second")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    third = batcher.result_of("third")
+    assert [await second, await third] == ["sealed", "sealed"]
+    assert groups == [["first"], ["second", "third"]]
+    await batcher.close()
 
 
 async def test_many_that_are_opened_at_once_share_a_query_and_are_known_from_then_on(

@@ -258,6 +258,7 @@ SLEEPING = {
     "saga/runtime/kernel/sqlite.py empty_log": "has a deadline",
     "saga/runtime/messaging/sealing.py IntakeSeal._insist": "persons",
     "saga/personal/persons.py Persons.open": "persons",
+    "saga/personal/persons.py _Batcher._work": "waits once, for others",
     "saga/personal/forgetting.py Forgetter._outwait": "waits once, for what processes know",
     "saga/personal/lookup.py PersonLookup.not_recorded": "has a deadline",
     "saga/personal/forgetting.py Forgetter._end": "has a deadline",
