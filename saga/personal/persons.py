@@ -176,8 +176,6 @@ class Persons:
         `Unsealable`, and at last `SealingAway`."""
         if not sealed(value):
             return value
-        if self._store is not None and (found := self._store.opened(value)) is not None:
-            return found
         clock = asyncio.get_running_loop().time
         deadline, backoff_seconds, this = clock() + PATIENCE_SECONDS, BACKOFF_MIN_SECONDS, object()
         try:
