@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -42,6 +42,7 @@ from saga.personal.seal import (
 from saga.retry import TransientError
 from saga.runtime.kernel.database import DatabaseError, is_postgresql
 from saga.runtime.kernel.sqlite import (
+    QuickCommits,
     empty_log,
     file_identity,
     made_by_one,
@@ -56,9 +57,9 @@ log = logging.getLogger(__name__)
 
 CACHE_SECONDS: Final = 30.0
 """How long a process may go on using a key that it has read, by default."""
-CACHED_MAX: Final = 2_000
-"""Persons whose keys a process knows without asking. A key takes some 5 KB: with 20,000 of them,
-all that the machine does takes longer, and one is read again in 12 to 25 us of CPU."""
+CACHED_MAX: Final = 5_000
+"""Persons whose keys, and whose values, a process knows without asking: each takes some 500 bytes,
+and is read again in 7 to 30 us of CPU."""
 AT_ONCE: Final = 500
 """Persons looked up by one statement."""
 AHEAD_MAX: Final = 100
@@ -69,6 +70,7 @@ REASON_MAX_CHARACTERS: Final = 255
 _ID_RANDOM_BYTES: Final = 9
 _INDEX: Final = "index"
 _LIST_PAGE: Final = 500
+_OTHERS_USE_IT: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 WIPE_SECONDS: Final = 5.0
 """How long what was destroyed is tried to be taken out of a log that is being read."""
 
@@ -98,6 +100,10 @@ persons_table = sa.Table(
     sa.Column("reason", sa.String(REASON_MAX_CHARACTERS)),
     sqlite_with_rowid=False,
 )
+
+
+class WouldWait(Exception):
+    """The answer takes waiting: ask in a thread."""
 
 
 class KeyStoreError(Explained):
@@ -133,15 +139,20 @@ class _Cache(Generic[K, V]):
         self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
+        entry = self.entry(key)
+        return None if entry is None else entry[1]
+
+    def entry(self, key: K) -> tuple[float, V] | None:
+        """What is known, and when reading it began."""
         entry = self._found.get(key)
-        if entry is None or entry[0] < self._monotonic():
+        if entry is None or entry[0] + self._seconds < self._monotonic():
             return None
-        return entry[1]
+        return entry
 
     def put(self, key: K, value: V, read_at: float) -> None:
         """`read_at` is when reading it began: what was forgotten meanwhile is not known longer."""
         with self._lock:
-            self._found[key] = read_at + self._seconds, value
+            self._found[key] = read_at, value
             self._found.move_to_end(key)
             while len(self._found) > self._at_most:
                 self._found.popitem(last=False)
@@ -176,6 +187,11 @@ class KeyDatabase(Protocol):
         `KeyStoreAway`."""
         ...
 
+    def at_once(self) -> AbstractContextManager[None]:
+        """Within it, calls of this thread keep it waiting neither for others nor for a slow disk:
+        they raise `WouldWait`, as this does where that is not known."""
+        ...
+
     def wipe(self) -> None:
         """See to it that what was deleted is in no file any more."""
         ...
@@ -201,36 +217,60 @@ class _File:
         try:
             _make_private(self._path)
             made_by_one(lambda: METADATA.create_all(self._engine))
-            self._held = self._engine.connect()
-            self._driver: Any = self._held.connection.dbapi_connection  # sqlite3's
-            self._driving = threading.Lock()
+            self._held = self._engine.connect(), self._engine.connect()
+            drivers: list[Any] = [held.connection.dbapi_connection for held in self._held]
+            self._patient, self._hasty = drivers  # sqlite3's connections
+            self._hasty.execute("PRAGMA busy_timeout = 0")  # As the event loop does not wait.
+            self._asking = threading.Lock()
+            self._hurry = threading.Lock()
+            """Held by a thread that is not to wait."""
+            self._hurried: int | None = None
+            """The thread that holds it."""
+            self._commits = QuickCommits()
             self._identity = file_identity(self._path)
         except (sa.exc.DBAPIError, OSError) as error:
             raise KeyStoreAway(f"cannot open the key store {self._path}: {_why(error)}") from error
 
     def write(self, work: Callable[[Connection], T]) -> T:
+        self._check_patience()
         with self._there(), self._engine.begin() as connection:
             result = work(connection)
         self._check()
         return result
 
     def read(self, work: Callable[[Connection], T]) -> T:
+        self._check_patience()
         with self._there(), self._engine.connect().execution_options(reads=True) as connection:
             return work(connection)
 
     def find(self, column: Column, values: Sequence[Any]) -> list[PersonKey]:
-        with self._there(), self._driving:
-            return find_in(self._driver, column, values)
+        with self._driver() as driver:
+            return find_in(driver, column, values)
 
     def since(self, person_id: str) -> list[PersonKey]:
-        with self._there(), self._driving:
-            return since_in(self._driver, person_id)
+        with self._driver() as driver:
+            return since_in(driver, person_id)
 
     def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
-        with self._there(), self._driving:
-            known = add_to(self._driver, rows)
+        with self._driver() as driver:
+            if self._is_hurried and self._commits.go_aside():
+                raise WouldWait
+            known, commit_seconds = add_to(driver, rows)
+            if self._is_hurried:
+                self._commits.took(commit_seconds)
         self._check()
         return known
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        if not self._hurry.acquire(blocking=False):
+            raise WouldWait
+        self._hurried = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._hurried = None
+            self._hurry.release()
 
     def wipe(self) -> None:
         with self._there():
@@ -247,8 +287,33 @@ class _File:
                 raw.close()
 
     def close(self) -> None:
-        self._held.close()
+        for connection in self._held:
+            connection.close()
         self._engine.dispose()
+
+    @contextmanager
+    def _driver(self) -> Iterator[Any]:
+        """The connection of sqlite3's that this thread is to use."""
+        if not self._is_hurried:
+            with self._there(), self._asking:
+                yield self._patient
+            return
+        with self._there():
+            try:
+                yield self._hasty
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF in _OTHERS_USE_IT:
+                    raise WouldWait from error
+                raise
+
+    @property
+    def _is_hurried(self) -> bool:
+        """Whether this thread is not to wait."""
+        return self._hurried == threading.get_ident()
+
+    def _check_patience(self) -> None:
+        if self._is_hurried:
+            raise WouldWait
 
     @contextmanager
     def _there(self) -> Iterator[None]:
@@ -312,6 +377,9 @@ class _Server:
 
         return self.write(work)
 
+    def at_once(self) -> AbstractContextManager[None]:
+        raise WouldWait
+
     def wipe(self) -> None:
         """A server vacuums when it sees fit; its WAL and its backups are its administrator's."""
 
@@ -359,8 +427,13 @@ class KeyStore:
         self.cache_seconds = cache_seconds
         self._sealed: _Cache[str, str] = _Cache(cache_seconds, cached_max, monotonic)
         """Keyed by the clear value."""
-        self._ciphers: _Cache[str, AESSIV] = _Cache(cache_seconds, cached_max, monotonic)
-        """Keyed by person id."""
+        self._clear: _Cache[str, str] = _Cache(cache_seconds, cached_max, monotonic)
+        """The other way round."""
+        self._known: _Cache[str, bytes] = _Cache(cache_seconds, cached_max, monotonic)
+        """Keyed by person id: their keys. A cipher takes ten times as much memory, and less time to
+        make than to fetch from there."""
+        self._newcomers = False
+        """Whether all who were looked for last were new."""
         self._index = self._index_key()
 
     @classmethod
@@ -416,53 +489,66 @@ class KeyStore:
             return result
         read_at = self._monotonic()
         by_digest = {self._digest(value): value for value in unknown}
-        rows = {row.digest: row for row in self._database.find("digest", [*by_digest])}
+        rows: dict[bytes | None, PersonKey] = {}
+        if not self._newcomers:
+            rows = {row.digest: row for row in self._database.find("digest", [*by_digest])}
         if missing := [digest for digest in by_digest if digest not in rows]:
             rows |= {row.digest: row for row in self._make(missing)}
+        # Where they are new, to look for the next ones first is work for nothing.
+        self._newcomers = all(row.key is not None for row in rows.values())
         for digest, value in by_digest.items():
             result[value] = self._seal_under(rows[digest], value, read_at)
         return result
 
     def _seal_under(self, row: PersonKey, value: str, read_at: float) -> str:
         """Seal a value under the key of a row that was read, and remember both."""
-        cipher = self._ciphers.get(row.person_id)
-        if cipher is None:
-            key = row.key or self._keys.unwrap(row.wrapped, row.wrapped_by, row.person_id)
-            cipher = AESSIV(key)
-        text = seal_under(cipher, row.person_id, value)
-        self._ciphers.put(row.person_id, cipher, read_at)
+        key = row.key or self._known.get(row.person_id) or self._unwrapped(row)
+        text = seal_under(AESSIV(key), row.person_id, value)
         self._sealed.put(value, text, read_at)
+        self._clear.put(text, value, read_at)
         return text
+
+    def _unwrapped(self, row: PersonKey) -> bytes:
+        return self._keys.unwrap(row.wrapped, row.wrapped_by, row.person_id)
 
     def open(self, value: str) -> str:
         """What a sealed text says; one that is in clear stays as it is. Raises `Forgotten`,
         `Unsealable` and `KeyStoreAway`."""
         if not sealed(value):
             return value
-        person_id = person_id_in(value)
-        cipher = self._ciphers.get(person_id)
-        if cipher is None:
-            read_at = self._monotonic()
-            cipher = self._read_cipher(person_id)
-            self._ciphers.put(person_id, cipher, read_at)
-        return open_under(cipher, value)
+        clear = self.opened(value)
+        if clear is None:
+            person_id, read_at = person_id_in(value), self._monotonic()
+            key = self._read_key(person_id)
+            self._known.put(person_id, key, read_at)
+            clear = open_under(AESSIV(key), value)
+        return clear
 
     def opened(self, value: str) -> str | None:
         """What a sealed text says, where that is known without asking the database. Raises
         `Unsealable`."""
-        cipher = self._ciphers.get(person_id_in(value))
-        return None if cipher is None else open_under(cipher, value)
+        if (clear := self._clear.get(value)) is not None:
+            return clear
+        found = self._known.entry(person_id_in(value))
+        if found is None:
+            return None
+        read_at, key = found
+        clear = open_under(AESSIV(key), value)
+        self._clear.put(value, clear, read_at)
+        return clear
 
     def open_all(self, values: Iterable[str]) -> dict[str, str]:
         """What each of the sealed texts says, with one query. Raises as `open` does."""
         texts = [*values]
         unknown = [
             person_id
-            for person_id in dict.fromkeys(map(person_id_in, texts))
-            if self._ciphers.get(person_id) is None
+            for person_id in dict.fromkeys(
+                person_id_in(text) for text in texts if self._clear.get(text) is None
+            )
+            if self._known.get(person_id) is None
         ]
         if unknown:
-            self._read_ciphers(unknown)
+            self._read_keys(unknown)
         return {value: self.open(value) for value in texts}
 
     def sealed_of(self, value: str) -> str | None:
@@ -549,8 +635,8 @@ class KeyStore:
         )
         self._database.write(lambda connection: connection.execute(statement).rowcount)
         self._database.wipe()
-        self._ciphers.clear()
-        self._sealed.clear()
+        for known in (self._known, self._clear, self._sealed):
+            known.clear()
         return self.person(person_id)
 
     def rotate(self) -> tuple[str, int]:
@@ -575,6 +661,11 @@ class KeyStore:
         )
         found = self._database.read(lambda connection: connection.execute(query).all())
         return {row[0]: row[1] for row in found}
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Within it, sealing and opening keep this thread waiting neither for others nor for a slow
+        disk: they raise `WouldWait`, as this does where that is not known."""
+        return self._database.at_once()
 
     def _digest(self, value: str) -> bytes:
         return hmac.digest(self._index, value.encode(), "sha256")
@@ -601,14 +692,16 @@ class KeyStore:
     def _make(self, digests: Sequence[bytes]) -> list[PersonKey]:
         """Rows of new persons. A person that another process made meanwhile stays as that one made
         it."""
-        at, made, rows = self._now(), [], []
-        for digest in digests:
+        at, made, rows = self._now(), {}, []
+        # In one order everywhere: on a server, two transactions may wait for each other's rows.
+        for digest in sorted(digests):
             person_id = new_person_id(at, self._random_bytes)
             key = self._random_bytes(KEY_BYTES)
             wrapped, wrapped_by = self._keys.wrap(key, person_id)
-            made.append(PersonKey(digest, person_id, wrapped, wrapped_by, key))
+            made[person_id] = PersonKey(digest, person_id, wrapped, wrapped_by, key)
             rows.append(NewPerson(person_id, digest, wrapped, wrapped_by, at))
-        return self._database.add(rows) or made
+        found = self._database.add(rows)
+        return [made.get(row.person_id, row) for row in found] or [*made.values()]
 
     def _row_of(self, person_id: str) -> RowMapping | None:
         given = {"person_id": person_id}
@@ -616,7 +709,7 @@ class KeyStore:
             lambda connection: connection.execute(_PERSON, given).mappings().first()
         )
 
-    def _read_cipher(self, person_id: str) -> AESSIV:
+    def _read_key(self, person_id: str) -> bytes:
         row = self._row_of(person_id)
         if row is None:
             raise Unsealable(
@@ -625,10 +718,10 @@ class KeyStore:
             )
         if row["forgotten_at"] is not None:
             raise Forgotten(person_id, row["forgotten_at"], row["reason"] or "")
-        return AESSIV(self._keys.unwrap(row["wrapped"], row["wrapped_by"], person_id))
+        return self._keys.unwrap(row["wrapped"], row["wrapped_by"], person_id)
 
-    def _read_ciphers(self, person_ids: Sequence[str]) -> None:
-        """Know the ciphers of these persons, as far as they have keys, and of those made next."""
+    def _read_keys(self, person_ids: Sequence[str]) -> None:
+        """Know the keys of these persons, as far as they have keys, and of those made next."""
         read_at = self._monotonic()
         since = (self._now() - timedelta(seconds=AHEAD_SECONDS)).timestamp()
         recent = [person_id for person_id in person_ids if made_at(person_id) >= since]
@@ -638,15 +731,15 @@ class KeyStore:
             rows += self._database.find("person_id", others)
         asked = {*person_ids}
         for row in rows:
-            if self._ciphers.get(row.person_id) is not None:
+            if self._known.get(row.person_id) is not None:
                 continue
             try:
-                key = self._keys.unwrap(row.wrapped, row.wrapped_by, row.person_id)
+                key = self._unwrapped(row)
             except MasterKeyError:
                 if row.person_id in asked:
                     raise
             else:
-                self._ciphers.put(row.person_id, AESSIV(key), read_at)
+                self._known.put(row.person_id, key, read_at)
 
     def _rewrap_index(self, connection: Connection) -> int:
         table = secrets_table
@@ -727,18 +820,19 @@ def since_in(driver: Any, person_id: str) -> list[PersonKey]:
     return [PersonKey(*row) for row in driver.execute(_SINCE_IN, (person_id, AHEAD_MAX))]
 
 
-def add_to(driver: Any, rows: Sequence[NewPerson]) -> list[PersonKey]:
+def add_to(driver: Any, rows: Sequence[NewPerson]) -> tuple[list[PersonKey], float]:
     """Insert the rows in a transaction, but for those of digests that have one. Returns what is
-    found by their digests then, if any had."""
+    found by their digests then, if any had; and how many seconds the commit took."""
     driver.execute("BEGIN IMMEDIATE")
     try:
         added = driver.executemany(_ADD, map(_in_sqlite, rows)).rowcount
         known = [] if added == len(rows) else find_in(driver, "digest", _digests_of(rows))
+        began = time.monotonic()
         driver.commit()
     except BaseException:
         driver.rollback()
         raise
-    return known
+    return known, time.monotonic() - began
 
 
 # Built once: that takes longer than to execute them.

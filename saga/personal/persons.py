@@ -1,8 +1,9 @@
 """What a process asks the key store: to seal what enters, and to open at the last moment.
 
-Belongs to one event loop. The store is opened when it is first needed, in a thread, and asked
-there; what is known already is answered at once. Values that come at the same time share one
-transaction.
+Belongs to one event loop. The store is opened in a thread, when it is first needed. What is known
+is answered at once, and so is what a file on a quick disk can be asked: a thread takes turns with
+the loop at every statement. Else the store is asked in the thread. Values that come at the same
+time share one transaction.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, Final, Self, TypeVar
 from pydantic import BaseModel
 
 from saga.errors import Explained
-from saga.personal.keystore import KeyStore, KeyStoreAway, KeyStoreError
+from saga.personal.keystore import KeyStore, KeyStoreAway, KeyStoreError, WouldWait
 from saga.personal.marks import personal_values, with_personal
 from saga.personal.master import MasterKeyError
 from saga.personal.opening import open_store
@@ -176,6 +177,8 @@ class Persons:
         `Unsealable`, and at last `SealingAway`."""
         if not sealed(value):
             return value
+        if self._store is not None and (known := self._store.opened(value)) is not None:
+            return known
         clock = asyncio.get_running_loop().time
         deadline, backoff_seconds, this = clock() + PATIENCE_SECONDS, BACKOFF_MIN_SECONDS, object()
         try:
@@ -231,7 +234,11 @@ class Persons:
         return await asyncio.shield(self._opens.result_of(value)) if found is None else found
 
     async def _ask(self, question: Callable[[KeyStore], T]) -> T:
-        """Ask in the thread of the store, which one is opened in as well."""
+        """Ask here and now, if that keeps the loop free; else in the thread of the store, in which
+        it is opened as well."""
+        if self._store is not None:
+            with contextlib.suppress(WouldWait), self._store.at_once():
+                return question(self._store)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="persons")
 
@@ -314,6 +321,8 @@ class _Batcher:
     def _outcome(self, store: KeyStore, value: str) -> str | Exception:
         try:
             return self._about_one(store, value)
+        except WouldWait:
+            raise
         except Exception as error:
             return error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
@@ -22,6 +23,7 @@ from saga.personal.keystore import (
     KeyStoreAway,
     NewPerson,
     PersonKey,
+    WouldWait,
     add_to,
     find_in,
     persons_table,
@@ -93,7 +95,7 @@ class SimulatedKeys:
 
     def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
         """See `saga.personal.keystore.KeyDatabase.add`."""
-        known = add_to(self.raw, rows)
+        known, _ = add_to(self.raw, rows)
         added = {row.person_id for row in known or rows}
         for row in rows:
             if row.person_id in added:
@@ -160,6 +162,9 @@ class RemoteKeys:
         if self._weather.hits("crash_at_key"):
             self._on_crash()
         return known
+
+    def at_once(self) -> AbstractContextManager[None]:
+        raise WouldWait
 
     def wipe(self) -> None:
         """Nothing to do: no byte of it is in a file."""

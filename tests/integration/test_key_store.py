@@ -6,12 +6,13 @@ import asyncio
 import base64
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -27,6 +28,7 @@ from saga.personal.master import MasterKeyError, MasterKeys
 from saga.personal.opening import made_key, master_keys, open_store
 from saga.personal.persons import Persons, SealingAway, _Batcher
 from saga.personal.seal import person_id_in
+from saga.runtime.kernel import sqlite
 from saga.runtime.settings import PersonalSettings, load
 from saga.runtime.urls import sqlite_url
 from tests.command import saga
@@ -129,12 +131,19 @@ def test_a_key_is_not_used_for_longer_than_it_may_be(opened: Open) -> None:
     text = other.seal("anna")
     person = other.person_of("anna")
     assert person is not None
+    other._clear.clear()
+    assert other.open(text) == "anna"  # So its key is known as well,
+    other._sealed.clear()
+    assert other.seal("anna") == text  # and what was sealed.
 
     one.forget(person, "asked to")
 
     assert other.open(text) == "anna"  # Within the time that is said.
-    other._ciphers._seconds = -1.0
-    other._ciphers.put(person, other._ciphers.get(person), 0.0)  # type: ignore[arg-type]  # as if late
+    for cache in (other._known, other._clear, other._sealed):
+        assert cache._found
+        cache._seconds = -1.0
+        for key, (_, value) in [*cache._found.items()]:
+            cache.put(key, value, 0.0)  # As if late.
     with pytest.raises(Forgotten):
         other.open(text)
 
@@ -262,6 +271,111 @@ async def test_many_who_come_at_once_share_transactions(tmp_path: Path) -> None:
     assert {name for each in found for name in each} == set(names)
     assert sum(groups) == len(names)
     assert len(groups) < 10
+
+
+class TellsThreads(KeyStore):
+    """Notes in which threads it is asked, as far as they are answered."""
+
+    threads: ClassVar[list[int]]
+
+    def seal_all(self, values: Iterable[str]) -> dict[str, str]:
+        found = super().seal_all(values)
+        self.threads.append(threading.get_ident())
+        return found
+
+    def open_all(self, values: Iterable[str]) -> dict[str, str]:
+        found = super().open_all(values)
+        self.threads.append(threading.get_ident())
+        return found
+
+
+@pytest.fixture
+async def watched(tmp_path: Path) -> AsyncIterator[tuple[Persons, list[int]]]:
+    """Access to a store in a file, and the threads in which that is asked."""
+    made_key(tmp_path)
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
+    TellsThreads.threads = []
+
+    def open_it() -> KeyStore:
+        return TellsThreads.open_store(sqlite_url(tmp_path / "persons.db"), master_keys(settings))
+
+    async with Persons(settings, open_it) as persons:
+        await persons.check()
+        yield persons, TellsThreads.threads
+
+
+async def test_a_file_is_asked_without_a_thread_while_nobody_else_writes(
+    watched: tuple[Persons, list[int]], tmp_path: Path
+) -> None:
+    persons, threads = watched
+    here = threading.get_ident()
+    await persons.seal(["anna"])
+    with closing(open_store(persons.settings)) as elsewhere:
+        text = elsewhere.seal("ben")
+    assert await persons.open_now(text) == "ben"
+    assert threads == [here, here]
+
+    with closing(sqlite3.connect(tmp_path / "persons.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        sealing = asyncio.create_task(persons.seal(["carol"]))
+        for _ in range(20):  # The loop goes on meanwhile.
+            await asyncio.sleep(0.005)
+        assert not sealing.done()
+        other.execute("ROLLBACK")
+        sealed_by_name = await sealing
+    assert await persons.open_now(sealed_by_name["carol"]) == "carol"
+    assert len(threads) == 3
+    assert threads[-1] != here
+
+    await persons.seal(["dora"])
+    assert threads[-1] == here
+
+
+async def test_where_the_disk_is_slow_a_thread_waits_for_it(
+    watched: tuple[Persons, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    persons, threads = watched
+    monkeypatch.setattr(sqlite, "QUICK_SECONDS", 0)
+    monkeypatch.setattr(sqlite, "STALL_SECONDS", 0)
+
+    aside = sqlite.COMMITS_ASIDE_MIN
+    for number in range(1 + aside + 1):
+        await persons.seal([f"customer {number}"])
+
+    here = [thread == threading.get_ident() for thread in threads]
+    assert here == [True] + [False] * aside + [True]
+
+
+async def test_one_value_among_others_that_takes_waiting_is_waited_for(
+    watched: tuple[Persons, list[int]], tmp_path: Path
+) -> None:
+    persons, _ = watched
+    names = ["anna", "x" * 600, "ben"]  # The second is too long.
+    with closing(sqlite3.connect(tmp_path / "persons.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        sealing = asyncio.gather(*(persons.seal([name]) for name in names), return_exceptions=True)
+        await asyncio.sleep(0.05)
+        other.execute("ROLLBACK")
+        found = await sealing
+
+    assert isinstance(found[1], ValueError)
+    for number in (0, 2):
+        assert isinstance(each := found[number], dict)
+        assert await persons.open_now(each[names[number]]) == names[number]
+
+
+def test_who_came_before_is_found_among_newcomers(opened: Open) -> None:
+    one, other = opened(), opened()
+    texts = one.seal_all(["anna", "ben"])
+    other.seal_all(["carol", "dora"])
+    assert [other._newcomers] == [True]
+
+    found = other.seal_all(["anna", "emil", "ben"])
+
+    assert {name: found[name] for name in texts} == texts
+    assert [other._newcomers] == [False]
+    assert one.open(found["emil"]) == "emil"
+    assert len([*one.persons()]) == 5
 
 
 async def test_who_comes_right_after_another_waits_for_others_and_one_alone_does_not() -> None:

@@ -768,7 +768,8 @@ class RemembersKeysForEver(KeyStore):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._ciphers._seconds = math.inf
+        for cache in (self._known, self._clear, self._sealed):
+            cache._seconds = math.inf
 
 
 class BelievesAnyText(Persons):

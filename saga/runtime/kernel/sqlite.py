@@ -32,8 +32,10 @@ STALL_SECONDS = 0.1
 """Nor may a commit take so long but once: heartbeats and health checks wait as well."""
 SLOW_COMMITS_MAX = 8
 """So many more slow commits than quick ones tell a slow disk from a busy processor."""
-COMMITS_ASIDE = 512
-"""How many commits are left to the thread then, before the disk is tried again."""
+COMMITS_ASIDE_MIN, COMMITS_ASIDE_MAX = 16, 512
+"""How many commits are left to a thread then, before the disk is tried again: twice as many each
+time, until it is quick. A processor that was busy for a moment does not leave more of them there,
+where they take more of it."""
 _AT_THE_SAME_TIME = ("locked", "already exists", "duplicate column")
 """How the errors of those who make one file together read."""
 _LACKING = ("no such table", "no such column")
@@ -70,6 +72,37 @@ def sqlite_engine(url: str) -> Engine:
     return engine
 
 
+class QuickCommits:
+    """Whether the disk is quick enough for an event loop to wait for a commit."""
+
+    def __init__(self) -> None:
+        self._slow = 0
+        """How many more were slow than were quick."""
+        self._aside = 0
+        """How many more are left to a thread."""
+        self._next_aside = COMMITS_ASIDE_MIN
+
+    def go_aside(self) -> bool:
+        """Whether the commit that comes now is to be left to a thread."""
+        if self._aside:
+            self._aside -= 1
+            return True
+        return False
+
+    def took(self, seconds: float) -> None:
+        """A commit has kept the event loop for so long."""
+        if seconds <= QUICK_SECONDS:
+            self._slow = max(0, self._slow - 1)
+            if not self._slow:
+                self._next_aside = COMMITS_ASIDE_MIN
+            return
+        self._slow += 1
+        if seconds > STALL_SECONDS or self._slow >= SLOW_COMMITS_MAX:
+            self._slow = SLOW_COMMITS_MAX // 2  # So a disk that stays slow is known sooner.
+            self._aside = self._next_aside
+            self._next_aside = min(2 * self._next_aside, COMMITS_ASIDE_MAX)
+
+
 class SqliteDatabase:
     """One SQLite file, owned by one process, which a lock beside the file makes sure of.
 
@@ -95,10 +128,7 @@ class SqliteDatabase:
         self._lock = _lock(self._path)
         self._engine = sqlite_engine(url)
         self._writing = asyncio.Lock()
-        self._slow_commits = 0
-        """How many more were slow than were quick."""
-        self._commits_aside = 0
-        """How many more are left to the thread."""
+        self._commits = QuickCommits()
         try:
             with self._engine.begin() as connection:
                 prepare(connection, schema)
@@ -158,17 +188,12 @@ class SqliteDatabase:
         return result
 
     async def _commit(self) -> None:
-        if self._commits_aside:
-            self._commits_aside -= 1
+        if self._commits.go_aside():
             await self._in_writer(self._driver.commit)
             return
         began = time.monotonic()
         self._driver.commit()
-        took = time.monotonic() - began
-        self._slow_commits = max(0, self._slow_commits + (1 if took > QUICK_SECONDS else -1))
-        if took > STALL_SECONDS or self._slow_commits == SLOW_COMMITS_MAX:
-            self._slow_commits = 0
-            self._commits_aside = COMMITS_ASIDE
+        self._commits.took(time.monotonic() - began)
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
         with self._engine.begin() as connection:
