@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -48,6 +49,8 @@ OUT_OF_ORDER_SECONDS: Final = 2.0
 """How much later than a line after it in a file a line may be. Processes with one file write at
 different times; this is `FLUSH_SECONDS` for each, and what an event loop that is busy adds."""
 _WAITING_MAX: Final = 256
+_REMEMBERED_MAX: Final = 1_024
+"""Lines' constant parts that a process remembers."""
 _READS: Final = ":read"
 _TELL_SECONDS: Final = 60.0
 _LOOK_AFTER_LINES: Final = 500
@@ -209,27 +212,54 @@ class _Decision(NamedTuple):
             return False
         if self.caller is not None and self.caller.owner is not None:
             return True
-        scopes = self.scope.split()
-        return bool(scopes) and all(scope.endswith(_READS) for scope in scopes)
+        return _only_reads(self.scope)
 
     def line(self) -> bytes:
         caller = self.caller
-        return to_json(
-            {
-                "at": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="microseconds"),
-                "process": self.process,
-                "allowed": self.allowed,
-                "who": None if caller is None else _recorded(caller.subject),
-                "name": "" if caller is None else _recorded(caller.name),
-                "how": None if caller is None else caller.how.value,
-                "action": _recorded(self.action),
-                "scope": self.scope,
-                "subject": None if self.subject is None else _recorded(self.subject),
-                "reason": _recorded(self.reason),
-                "personal": self.personal,
-                "address": _recorded(self.address),
-            }
+        who, name, how = (
+            (None, "", None) if caller is None else (caller.subject, caller.name, caller.how.value)
         )
+        before, after = _around_subject(
+            self.process, who, name, how, self.action, self.scope,
+            self.allowed, self.reason, self.personal, self.address,
+        )  # fmt: skip
+        at = datetime.fromtimestamp(self.at, UTC).isoformat(timespec="microseconds")
+        subject = b"null" if self.subject is None else to_json(_recorded(self.subject))
+        return b'{"at":"%b",%b%b%b' % (at.encode(), before, subject, after)
+
+
+@lru_cache(_REMEMBERED_MAX)
+def _only_reads(scopes: str) -> bool:
+    each = scopes.split()
+    return bool(each) and all(scope.endswith(_READS) for scope in each)
+
+
+@lru_cache(_REMEMBERED_MAX)
+def _around_subject(
+    process: str,
+    who: str | None,
+    name: str,
+    how: str | None,
+    action: str,
+    scope: str,
+    allowed: bool,
+    reason: str,
+    personal: bool,
+    address: str,
+) -> tuple[bytes, bytes]:
+    """What stands in a line between its time and its subject, and behind that: the same for a
+    caller who asks for one thing again and again."""
+    before = {
+        "process": process,
+        "allowed": allowed,
+        "who": None if who is None else _recorded(who),
+        "name": _recorded(name),
+        "how": how,
+        "action": _recorded(action),
+        "scope": scope,
+    }
+    after = {"reason": _recorded(reason), "personal": personal, "address": _recorded(address)}
+    return b'%b,"subject":' % to_json(before)[1:-1], b",%b" % to_json(after)[1:]
 
 
 def _line_of(decision: _Decision) -> bytes:

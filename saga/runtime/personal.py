@@ -212,7 +212,10 @@ async def _for_reader(asked: _Asked, answer: Any) -> Any:
         return [await _for_reader(asked, each) for each in answer]
     if not isinstance(answer, BaseModel) or not personal_fields(type(answer)) or asked.shows_all():
         return answer
-    readable = {value: await asked.readable(value) for value in {*personal_values(answer)}}
+    values = {*personal_values(answer)}
+    if values <= asked.named:
+        return answer  # In clear, and no more than what the caller has said.
+    readable = {value: await asked.readable(value) for value in values}
     return with_personal(answer, lambda value: readable.get(value, value))
 
 

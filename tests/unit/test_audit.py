@@ -346,6 +346,33 @@ def test_texts_that_no_json_can_hold_are_recorded_as_their_escapes(tmp_path: Pat
     assert said == {"a\\ud800"}
 
 
+@pytest.mark.parametrize("text", ['"', "\\", "%b", "\n", "}", ",", "é\u2028", "x" * 300, ""])
+def test_a_line_tells_each_thing_as_it_was_whatever_others_were_told_before(
+    text: str, tmp_path: Path
+) -> None:
+    trail = kept(tmp_path, "one")
+    told = ("who", "name", "action", "subject", "reason", "address")
+    for changed in told:
+        for _ in range(2):
+            texts = {each: each for each in told} | {changed: text}
+            caller = replace(OLGA, subject=texts["who"], name=texts["name"])
+            rest: dict[str, Any] = {
+                each: texts[each] for each in ("action", "subject", "reason", "address")
+            }
+            trail.decided(caller, scope="rooms:read", allowed=True, personal=True, **rest)
+    trail.close()
+
+    found = [json.loads(line) for line in (tmp_path / "one.jsonl").read_bytes().splitlines()]
+    for number, line in enumerate(found):
+        texts = {each: each for each in told} | {told[number // 2]: text[:255]}
+        assert {each: line[each] for each in told} == texts
+        assert line["process"] == "one"
+        assert line["how"] == "token"
+        assert line["scope"] == "rooms:read"
+        assert line["allowed"] is line["personal"] is True
+    assert len(found) == 2 * len(told)
+
+
 def test_lines_that_are_none_are_left_out(tmp_path: Path) -> None:
     trail = kept(tmp_path, "one", 1_000_000)
     decide(trail, 1)
