@@ -66,6 +66,8 @@ class Load:
     taker: str = ORDER
     customers: int = 0
     port: int = 0
+    credentials: str = ""
+    """What the client is known by, over HTTP."""
 
     def plan(self) -> OrderLoad:
         """The orders, and the stock they need."""
@@ -88,7 +90,7 @@ async def run(url: str, load: Load) -> dict[str, object]:
     ends = await _watch(await connection.open_channel())
     orders = load.plan().orders
     if load.port:
-        requests = [*map(_request, orders)]
+        requests = [_request(order, load.credentials) for order in orders]
         started = time.monotonic()
         answers = await placed(load.port, requests)
         due = {frames.short(json.loads(body)["order_id"]): sent for sent, body in answers}
@@ -108,9 +110,9 @@ async def run(url: str, load: Load) -> dict[str, object]:
     }
 
 
-def _request(order: PlannedOrder) -> bytes:
+def _request(order: PlannedOrder, credentials: str) -> bytes:
     new = order.command().model_dump(mode="json", exclude={"order_id"})
-    return placing(new, order.key)
+    return placing(new, order.key, credentials)
 
 
 def _posting(order: PlannedOrder, taker: str) -> tuple[bytes, Posting]:

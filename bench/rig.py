@@ -141,12 +141,14 @@ class Bench:
         one_sku: bool = False,
         customers: int = 0,
         over_http: bool = False,
+        credentials: str = "",
     ) -> Measured:
-        """Place so many orders, `rate` a second or all at once, and wait for their ends."""
+        """Place so many orders, `rate` a second or all at once, and wait for their ends. Over HTTP,
+        the client may be known by a token or a key."""
         load = await self.prepare(orders, rate, one_sku=one_sku, customers=customers)
         if over_http:
             url = self.system.deployment.http_urls[load.taker][0]
-            load = replace(load, port=yarl.URL(url).port or 0)
+            load = replace(load, port=yarl.URL(url).port or 0, credentials=credentials)
         pace_before = Pace.now()
         cpu, slept = self._cpu_seconds(), self._switches()
         found = await self.send(load)
