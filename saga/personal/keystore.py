@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import os
 import sqlite3
 import threading
@@ -42,7 +43,7 @@ from saga.personal.seal import (
 from saga.retry import TransientError
 from saga.runtime.kernel.database import DatabaseError, is_postgresql
 from saga.runtime.kernel.sqlite import (
-    QuickCommits,
+    QuickDisk,
     empty_log,
     file_identity,
     made_by_one,
@@ -136,6 +137,7 @@ class _Cache(Generic[K, V]):
         self._at_most = at_most
         self._monotonic = monotonic
         self._found: OrderedDict[K, tuple[float, V]] = OrderedDict()
+        self._cleared_at = -math.inf
         self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
@@ -150,8 +152,11 @@ class _Cache(Generic[K, V]):
         return entry
 
     def put(self, key: K, value: V, read_at: float) -> None:
-        """`read_at` is when reading it began: what was forgotten meanwhile is not known longer."""
+        """`read_at` is when reading it began: what was forgotten meanwhile is not known longer, and
+        not at all once this was cleared."""
         with self._lock:
+            if read_at <= self._cleared_at:
+                return
             self._found[key] = read_at, value
             self._found.move_to_end(key)
             while len(self._found) > self._at_most:
@@ -159,6 +164,7 @@ class _Cache(Generic[K, V]):
 
     def clear(self) -> None:
         with self._lock:
+            self._cleared_at = self._monotonic()
             self._found.clear()
 
 
@@ -181,10 +187,10 @@ class KeyDatabase(Protocol):
         """The first `AHEAD_MAX` rows with a key from this id on. Raises `KeyStoreAway`."""
         ...
 
-    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
+    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey] | None:
         """Insert the rows, in a transaction that is durable when this returns, but for those of
-        digests that have one. Returns what is found by their digests then, if any had. Raises
-        `KeyStoreAway`."""
+        digests that have one. Returns None if none had, else what is found by their digests then:
+        not all, where another process forgets one meanwhile. Raises `KeyStoreAway`."""
         ...
 
     def at_once(self) -> AbstractContextManager[None]:
@@ -226,7 +232,7 @@ class _File:
             """Held by a thread that is not to wait."""
             self._hurried: int | None = None
             """The thread that holds it."""
-            self._commits = QuickCommits()
+            self._reads, self._commits = QuickDisk(), QuickDisk()
             self._identity = file_identity(self._path)
         except (sa.exc.DBAPIError, OSError) as error:
             raise KeyStoreAway(f"cannot open the key store {self._path}: {_why(error)}") from error
@@ -244,20 +250,16 @@ class _File:
             return work(connection)
 
     def find(self, column: Column, values: Sequence[Any]) -> list[PersonKey]:
-        with self._driver() as driver:
+        with self._driver(self._reads, len(values)) as driver:
             return find_in(driver, column, values)
 
     def since(self, person_id: str) -> list[PersonKey]:
-        with self._driver() as driver:
+        with self._driver(self._reads, AHEAD_MAX) as driver:
             return since_in(driver, person_id)
 
-    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
-        with self._driver() as driver:
-            if self._is_hurried and self._commits.go_aside():
-                raise WouldWait
-            known, commit_seconds = add_to(driver, rows)
-            if self._is_hurried:
-                self._commits.took(commit_seconds)
+    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey] | None:
+        with self._driver(self._commits, len(rows)) as driver:
+            known = add_to(driver, rows)
         self._check()
         return known
 
@@ -287,22 +289,27 @@ class _File:
                 raw.close()
 
     def close(self) -> None:
-        for connection in self._held:
-            connection.close()
+        with self._asking, self._hurry:  # To close one that is in use ends the process.
+            for connection in self._held:
+                connection.close()
         self._engine.dispose()
 
     @contextmanager
-    def _driver(self) -> Iterator[Any]:
-        """The connection of sqlite3's that this thread is to use."""
+    def _driver(self, disk: QuickDisk, rows: int) -> Iterator[Any]:
+        """The connection of sqlite3's that this thread is to use, for so many rows."""
         if not self._is_hurried:
             with self._there(), self._asking:
                 yield self._patient
             return
+        if disk.go_aside():
+            raise WouldWait
         with self._there():
             try:
-                yield self._hasty
+                with disk.timed(rows):
+                    yield self._hasty
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF in _OTHERS_USE_IT:
+                # Some errors are the driver's own, and have no code.
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OTHERS_USE_IT:
                     raise WouldWait from error
                 raise
 
@@ -368,11 +375,11 @@ class _Server:
         rows = self.read(lambda connection: connection.execute(_SINCE, given).all())
         return [PersonKey(*row) for row in rows]
 
-    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
-        def work(connection: Connection) -> list[PersonKey]:
+    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey] | None:
+        def work(connection: Connection) -> list[PersonKey] | None:
             added = _insert_new(connection, persons_table, [row._asdict() for row in rows])
             if added == len(rows):
-                return []
+                return None
             return _find(connection, "digest", _digests_of(rows))
 
         return self.write(work)
@@ -493,10 +500,16 @@ class KeyStore:
         if not self._newcomers:
             rows = {row.digest: row for row in self._database.find("digest", [*by_digest])}
         if missing := [digest for digest in by_digest if digest not in rows]:
-            rows |= {row.digest: row for row in self._make(missing)}
+            try:
+                rows |= {row.digest: row for row in self._make(missing)}
+            except KeyStoreAway:  # Who is known is still found where nothing can be written.
+                self._newcomers = False
+                raise
         # Where they are new, to look for the next ones first is work for nothing.
         self._newcomers = all(row.key is not None for row in rows.values())
         for digest, value in by_digest.items():
+            if digest not in rows:
+                raise KeyStoreAway("a person was forgotten while something of theirs was sealed")
             result[value] = self._seal_under(rows[digest], value, read_at)
         return result
 
@@ -634,9 +647,9 @@ class KeyStore:
             .values(digest=None, wrapped=None, wrapped_by=None, forgotten_at=at, reason=reason)
         )
         self._database.write(lambda connection: connection.execute(statement).rowcount)
-        self._database.wipe()
         for known in (self._known, self._clear, self._sealed):
             known.clear()
+        self._database.wipe()
         return self.person(person_id)
 
     def rotate(self) -> tuple[str, int]:
@@ -701,7 +714,9 @@ class KeyStore:
             made[person_id] = PersonKey(digest, person_id, wrapped, wrapped_by, key)
             rows.append(NewPerson(person_id, digest, wrapped, wrapped_by, at))
         found = self._database.add(rows)
-        return [made.get(row.person_id, row) for row in found] or [*made.values()]
+        if found is None:
+            return [*made.values()]
+        return [made.get(row.person_id, row) for row in found]
 
     def _row_of(self, person_id: str) -> RowMapping | None:
         given = {"person_id": person_id}
@@ -820,19 +835,18 @@ def since_in(driver: Any, person_id: str) -> list[PersonKey]:
     return [PersonKey(*row) for row in driver.execute(_SINCE_IN, (person_id, AHEAD_MAX))]
 
 
-def add_to(driver: Any, rows: Sequence[NewPerson]) -> tuple[list[PersonKey], float]:
-    """Insert the rows in a transaction, but for those of digests that have one. Returns what is
-    found by their digests then, if any had; and how many seconds the commit took."""
+def add_to(driver: Any, rows: Sequence[NewPerson]) -> list[PersonKey] | None:
+    """Insert the rows in a transaction, but for those of digests that have one. Returns None if
+    none had, else what is found by their digests then."""
     driver.execute("BEGIN IMMEDIATE")
     try:
         added = driver.executemany(_ADD, map(_in_sqlite, rows)).rowcount
-        known = [] if added == len(rows) else find_in(driver, "digest", _digests_of(rows))
-        began = time.monotonic()
+        known = None if added == len(rows) else find_in(driver, "digest", _digests_of(rows))
         driver.commit()
     except BaseException:
         driver.rollback()
         raise
-    return known, time.monotonic() - began
+    return known
 
 
 # Built once: that takes longer than to execute them.

@@ -66,6 +66,7 @@ class Persons:
         self._open_it = open_it or partial(open_store, settings)
         self._store: KeyStore | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._closed = False
         self._seals = _Batcher(
             self._ask,
             lambda store, values: store.seal_all(values),
@@ -95,7 +96,8 @@ class Persons:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the store."""
+        """Let go of the store, which counts as away from now on."""
+        self._closed = True
         await self._seals.close()
         await self._opens.close()
         if self._thread is not None:
@@ -236,6 +238,8 @@ class Persons:
     async def _ask(self, question: Callable[[KeyStore], T]) -> T:
         """Ask here and now, if that keeps the loop free; else in the thread of the store, in which
         it is opened as well."""
+        if self._closed:
+            raise KeyStoreAway("the key store was closed, as this process ends")
         if self._store is not None:
             with contextlib.suppress(WouldWait), self._store.at_once():
                 return question(self._store)
@@ -313,18 +317,20 @@ class _Batcher:
             if len(values) == 1 or isinstance(error, KeyStoreAway | KeyStoreError):
                 raise
         # A value that cannot be sealed or opened must not fail the others.
-        each: dict[str, str | Exception] = await self._ask(
-            lambda store: {value: self._outcome(store, value) for value in values}
-        )
+        each: dict[str, str | Exception] = {}
+        for value in values:
+            try:
+                each[value] = await self._answer_to(value)
+            except (KeyStoreAway, KeyStoreError):
+                raise
+            except Exception as error:
+                each[value] = error
+            await asyncio.sleep(0)  # As each may take a commit of the event loop's time.
         return each
 
-    def _outcome(self, store: KeyStore, value: str) -> str | Exception:
-        try:
-            return self._about_one(store, value)
-        except WouldWait:
-            raise
-        except Exception as error:
-            return error
+    async def _answer_to(self, value: str) -> str:
+        found: str = await self._ask(lambda store: self._about_one(store, value))
+        return found
 
 
 def _with(message: M, sealed_by_value: Mapping[str, str]) -> M:

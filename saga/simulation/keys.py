@@ -93,10 +93,10 @@ class SimulatedKeys:
                 self.on_destroyed(person_id)
         return result
 
-    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
+    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey] | None:
         """See `saga.personal.keystore.KeyDatabase.add`."""
-        known, _ = add_to(self.raw, rows)
-        added = {row.person_id for row in known or rows}
+        known = add_to(self.raw, rows)
+        added = {row.person_id for row in (rows if known is None else known)}
         for row in rows:
             if row.person_id in added:
                 key = self.master.unwrap(row.wrapped, row.wrapped_by, row.person_id)
@@ -156,7 +156,7 @@ class RemoteKeys:
     def since(self, person_id: str) -> list[PersonKey]:
         return self._ask(partial(since_in, self._keys.raw, person_id))
 
-    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey]:
+    def add(self, rows: Sequence[NewPerson]) -> list[PersonKey] | None:
         known = self._ask(partial(self._keys.add, rows), writes=True)
         self._trace.note("keys", f"makes {len(rows)} for {self._name}")
         if self._weather.hits("crash_at_key"):

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from saga.personal import Forgotten, Unsealable, sealed
+from saga.personal import Forgotten, Unsealable, keystore, sealed
 from saga.personal.keystore import (
     AHEAD_MAX,
     AHEAD_SECONDS,
@@ -290,7 +291,14 @@ class TellsThreads(KeyStore):
 
 
 @pytest.fixture
-async def watched(tmp_path: Path) -> AsyncIterator[tuple[Persons, list[int]]]:
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine's is."""
+    for name in ("QUICK_SECONDS", "STALL_SECONDS"):
+        monkeypatch.setattr(sqlite, name, 60)
+
+
+@pytest.fixture
+async def watched(tmp_path: Path, quick_disk: None) -> AsyncIterator[tuple[Persons, list[int]]]:
     """Access to a store in a file, and the threads in which that is asked."""
     made_key(tmp_path)
     settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
@@ -335,15 +343,190 @@ async def test_where_the_disk_is_slow_a_thread_waits_for_it(
     watched: tuple[Persons, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     persons, threads = watched
-    monkeypatch.setattr(sqlite, "QUICK_SECONDS", 0)
-    monkeypatch.setattr(sqlite, "STALL_SECONDS", 0)
+    for name in ("QUICK_SECONDS", "STALL_SECONDS", "ROW_SECONDS"):
+        monkeypatch.setattr(sqlite, name, 0)
 
-    aside = sqlite.COMMITS_ASIDE_MIN
+    aside = sqlite.ASIDE_MIN
     for number in range(1 + aside + 1):
         await persons.seal([f"customer {number}"])
 
     here = [thread == threading.get_ident() for thread in threads]
     assert here == [True] + [False] * aside + [True]
+
+
+async def test_where_reading_is_slow_a_thread_waits_for_it(
+    watched: tuple[Persons, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    persons, threads = watched
+    with closing(open_store(persons.settings)) as elsewhere:
+        texts = [elsewhere.seal(f"customer {number}") for number in range(2 + sqlite.ASIDE_MIN)]
+    for name in ("QUICK_SECONDS", "STALL_SECONDS", "ROW_SECONDS"):
+        monkeypatch.setattr(sqlite, name, 0)
+
+    for text in texts:
+        (await persons._ask(lambda store: store))._known.clear()
+        await persons.open_now(text)
+
+    here = [thread == threading.get_ident() for thread in threads]
+    assert here == [True] + [False] * sqlite.ASIDE_MIN + [True]
+
+
+async def test_what_fails_slowly_is_left_to_a_thread_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = sqlite.QuickDisk()
+    with pytest.raises(OSError, match="full"), disk.timed():
+        raise OSError("full")
+    assert not disk.go_aside()
+
+    monkeypatch.setattr(sqlite, "QUICK_SECONDS", 0)
+    monkeypatch.setattr(sqlite, "STALL_SECONDS", 0)
+    with pytest.raises(OSError, match="full"), disk.timed():
+        raise OSError("full")
+    assert disk.go_aside()
+
+
+async def test_a_row_that_is_no_text_is_the_key_stores_trouble(
+    watched: tuple[Persons, list[int]], tmp_path: Path
+) -> None:
+    persons, _ = watched
+    with closing(open_store(persons.settings)) as elsewhere:
+        text = elsewhere.seal("anna")
+    with closing(sqlite3.connect(tmp_path / "persons.db")) as driver, driver:
+        driver.execute("UPDATE persons SET wrapped_by = CAST(x'ff' AS TEXT)")
+
+    with pytest.raises(SealingAway, match=r"persons\.db is away"):
+        await persons.open_now(text)
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_a_store_is_not_closed_while_it_is_asked(tmp_path: Path) -> None:
+    store = KeyStore.open_store(sqlite_url(tmp_path / "persons.db"), ONE)
+    with ThreadPoolExecutor(1) as threads:
+        with store.at_once():
+            began = threading.Event()
+            threads.submit(began.set)
+            closed = threads.submit(store.close)
+            began.wait()
+            texts = [store.seal(f"customer {number}") for number in range(50)]
+            assert not closed.done()
+        closed.result(10)
+
+    with pytest.raises(KeyStoreAway):
+        store.seal("anna")
+    with closing(KeyStore.open_store(sqlite_url(tmp_path / "persons.db"), ONE)) as again:
+        assert [again.open(text) for text in texts][-1] == "customer 49"
+
+
+async def test_what_is_asked_of_a_store_that_was_closed_finds_it_away(
+    watched: tuple[Persons, list[int]],
+) -> None:
+    persons, _ = watched
+    text = (await persons.seal(["anna"]))["anna"]
+    await persons.close()
+
+    with pytest.raises(SealingAway, match="closed"):
+        await persons.seal(["ben"])
+    with pytest.raises(SealingAway, match="closed"):
+        await persons.open_now(text[:-1] + ("A" if text[-1] != "A" else "B"))
+    with pytest.raises(SealingAway, match="closed"):
+        await persons.texts_of("ben")
+
+
+async def test_the_event_loop_goes_on_between_values_that_are_sealed_one_by_one(
+    watched: tuple[Persons, list[int]],
+) -> None:
+    persons, _ = watched
+    names = [f"customer {number}" for number in range(50)]
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    found = await asyncio.gather(
+        *(persons.seal([name]) for name in [*names, "x" * 600]), return_exceptions=True
+    )
+    counting.cancel()
+
+    assert isinstance(found.pop(), ValueError)
+    assert all(isinstance(each, dict) for each in found)
+    assert turns >= len(names)
+
+
+def test_where_nothing_can_be_written_who_is_in_the_store_is_sealed_all_the_same(
+    tmp_path: Path,
+) -> None:
+    open_one = partial(KeyStore.open_store, sqlite_url(tmp_path / "persons.db"), ONE)
+    with closing(open_one()) as one, closing(open_one()) as other:
+        text = other.seal("anna")
+        one.seal("ben")  # So the next one is taken for a newcomer.
+        one._database._patient.execute("PRAGMA query_only = ON")  # type: ignore[attr-defined]
+
+        with pytest.raises(KeyStoreAway, match="readonly"):
+            one.seal("carol")
+        assert one.seal("anna") == text
+
+
+@pytest.mark.parametrize("end", ["forget", "retire"])
+def test_what_was_read_before_a_person_was_forgotten_is_not_remembered_after(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    store = opened(cache_seconds=3_600.0)
+    person_id = person_id_in(store.seal("anna"))
+    store._sealed.clear()
+    find = store._database.find
+
+    def found(column: Any, values: Sequence[Any]) -> Any:
+        rows = find(column, values)
+        store.retire(person_id) if end == "retire" else store.forget(person_id, "asked")
+        return rows
+
+    monkeypatch.setattr(store._database, "find", found)
+    assert store.sealed_of("anna")
+
+    assert store.known("anna") is None
+
+
+def test_where_a_destroyed_key_stays_in_the_log_it_is_not_used_all_the_same(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wipe() -> None:
+        raise KeyStoreAway("the disk is full")
+
+    store = opened(cache_seconds=3_600.0)
+    text = store.seal("anna")
+    monkeypatch.setattr(store._database, "wipe", wipe)
+    with pytest.raises(KeyStoreAway, match="full"):
+        store.forget(person_id_in(text), "asked")
+
+    assert store.known("anna") is None
+    with pytest.raises(Forgotten):
+        store.open(text)
+
+
+def test_who_is_forgotten_while_they_are_sealed_is_sealed_with_the_next_try(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        closing(KeyStore.open_store(postgres_url, ONE)) as store,
+        closing(KeyStore.open_store(postgres_url, ONE)) as elsewhere,
+    ):
+        person_id = person_id_in(elsewhere.seal("anna"))
+        store.seal("ben")  # So the next one is taken for a newcomer.
+        find = keystore._find
+
+        def forgotten_first(*arguments: Any) -> Any:
+            elsewhere.forget(person_id, "asked")
+            return find(*arguments)
+
+        monkeypatch.setattr(keystore, "_find", forgotten_first)
+        with pytest.raises(KeyStoreAway, match="was forgotten while"):
+            store.seal("anna")
+        assert store.person_of(store.seal("anna")) != person_id
 
 
 async def test_one_value_among_others_that_takes_waiting_is_waited_for(

@@ -278,8 +278,8 @@ async def test_where_another_process_writes_a_brief_transaction_waits_beside_the
 async def test_where_the_disk_is_slow_commits_leave_the_event_loop_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "SLOW_COMMITS_MAX", 2)
-    monkeypatch.setattr(database_module, "COMMITS_ASIDE_MIN", 3)
+    monkeypatch.setattr(database_module, "SLOW_MAX", 2)
+    monkeypatch.setattr(database_module, "ASIDE_MIN", 3)
     threads: list[int] = []
 
     def tell(statement: str) -> None:

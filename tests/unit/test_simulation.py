@@ -744,7 +744,7 @@ class SealsUnderItsOwn(KeyStore):
         database = self._database
         made: list[PersonKey] = []
 
-        def add(rows: Sequence[NewPerson]) -> list[PersonKey]:
+        def add(rows: Sequence[NewPerson]) -> list[PersonKey] | None:
             made.extend(PersonKey(r.digest, r.person_id, r.wrapped, r.wrapped_by) for r in rows)
             return database.add(rows)
 

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,15 +27,18 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_SECONDS = 10
 QUICK_SECONDS = 0.002
-"""A commit that takes no longer may keep the event loop waiting."""
+"""What the event loop waits for, a commit for instance, may take no longer."""
+ROW_SECONDS = 0.0001
+"""What each row may take besides, of the processor."""
 STALL_SECONDS = 0.1
-"""Nor may a commit take so long but once: heartbeats and health checks wait as well."""
-SLOW_COMMITS_MAX = 8
-"""So many more slow commits than quick ones tell a slow disk from a busy processor."""
-COMMITS_ASIDE_MIN, COMMITS_ASIDE_MAX = 16, 512
-"""How many commits are left to a thread then, before the disk is tried again: twice as many each
-time, until it is quick. A processor that was busy for a moment does not leave more of them there,
-where they take more of it."""
+"""What takes longer is left to a thread the next time: heartbeats and health checks wait as
+well."""
+SLOW_MAX = 8
+"""So many more slow ones than quick ones tell a slow disk from a busy processor."""
+ASIDE_MIN, ASIDE_MAX = 16, 512
+"""How many are left to a thread then, before the disk is tried again: twice as many each time,
+until it is quick. A processor that was busy for a moment does not leave more of them there, where
+they take more of it."""
 _AT_THE_SAME_TIME = ("locked", "already exists", "duplicate column")
 """How the errors of those who make one file together read."""
 _LACKING = ("no such table", "no such column")
@@ -72,35 +75,49 @@ def sqlite_engine(url: str) -> Engine:
     return engine
 
 
-class QuickCommits:
-    """Whether the disk is quick enough for an event loop to wait for a commit."""
+class QuickDisk:
+    """Whether the disk is quick enough for an event loop to wait for it. Keep one for commits and
+    another for what reads: where commits are slow, what is read may be in memory."""
 
     def __init__(self) -> None:
         self._slow = 0
         """How many more were slow than were quick."""
         self._aside = 0
         """How many more are left to a thread."""
-        self._next_aside = COMMITS_ASIDE_MIN
+        self._next_aside = ASIDE_MIN
 
     def go_aside(self) -> bool:
-        """Whether the commit that comes now is to be left to a thread."""
+        """Whether what comes now is to be left to a thread."""
         if self._aside:
             self._aside -= 1
             return True
         return False
 
-    def took(self, seconds: float) -> None:
-        """A commit has kept the event loop for so long."""
+    @contextlib.contextmanager
+    def timed(self, rows: int = 0) -> Iterator[None]:
+        """What happens within keeps the event loop, which waits for so many rows. What fails slowly
+        counts as well; what fails at once tells nothing about the disk."""
+        began = time.monotonic()
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            seconds = time.monotonic() - began - rows * ROW_SECONDS
+            if seconds > QUICK_SECONDS or not failed:
+                self._took(seconds)
+
+    def _took(self, seconds: float) -> None:
         if seconds <= QUICK_SECONDS:
             self._slow = max(0, self._slow - 1)
             if not self._slow:
-                self._next_aside = COMMITS_ASIDE_MIN
+                self._next_aside = ASIDE_MIN
             return
         self._slow += 1
-        if seconds > STALL_SECONDS or self._slow >= SLOW_COMMITS_MAX:
-            self._slow = SLOW_COMMITS_MAX // 2  # So a disk that stays slow is known sooner.
+        if seconds > STALL_SECONDS or self._slow >= SLOW_MAX:
+            self._slow = SLOW_MAX // 2  # So a disk that stays slow is known sooner.
             self._aside = self._next_aside
-            self._next_aside = min(2 * self._next_aside, COMMITS_ASIDE_MAX)
+            self._next_aside = min(2 * self._next_aside, ASIDE_MAX)
 
 
 class SqliteDatabase:
@@ -128,7 +145,7 @@ class SqliteDatabase:
         self._lock = _lock(self._path)
         self._engine = sqlite_engine(url)
         self._writing = asyncio.Lock()
-        self._commits = QuickCommits()
+        self._commits = QuickDisk()
         try:
             with self._engine.begin() as connection:
                 prepare(connection, schema)
@@ -191,9 +208,8 @@ class SqliteDatabase:
         if self._commits.go_aside():
             await self._in_writer(self._driver.commit)
             return
-        began = time.monotonic()
-        self._driver.commit()
-        self._commits.took(time.monotonic() - began)
+        with self._commits.timed():
+            self._driver.commit()
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
         with self._engine.begin() as connection:
