@@ -10,12 +10,11 @@ from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 from uuid import UUID, uuid5
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from saga.limits import Moment
+from saga.limits import Moment, Plain
 from saga.message import Command, Event, EventTypes, Priority, Role
 from saga.personal import Personal
-from saga.text import plain
 
 _ORDERS = UUID("8a1c9a38-6a6e-5f0b-9d53-0f3c4d2f6b11")
 
@@ -29,7 +28,7 @@ Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 # No database has to store control characters.
 Customer = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,128}$"), Personal]
 """As events carry it: older ones have what was taken then. Sealed where persons' data is."""
-NewCustomer = Annotated[Customer, AfterValidator(plain)]
+NewCustomer = Annotated[Customer, Plain]
 """As it is taken from people."""
 Reference = Annotated[str, Field(max_length=255)]
 Detail = Annotated[str, Field(max_length=255)]

@@ -71,8 +71,9 @@ Text = Annotated[
     AfterValidator(within_bytes),
 ]
 """An attribute of an envelope, such as an id."""
-Plain = Annotated[str, AfterValidator(plain)]
-"""A text as it is taken from people: without control and format characters."""
+Plain: Final = AfterValidator(plain)
+"""Marks a text as it is taken from people: without control and format characters. Stands after the
+text's other constraints: one that comes later takes it for a list, and tells people about items."""
 Moment = Annotated[AwareDatetime, Field(ge=TIME_MIN, lt=TIME_END)]
 """A time, with its offset from UTC."""
 SequenceNumber = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]

@@ -10,11 +10,10 @@ from enum import StrEnum
 from typing import Annotated, ClassVar, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from saga.limits import Moment
+from saga.limits import Moment, Plain
 from saga.message import Answer, Command, Event, EventTypes, Intent, Priority, Role
-from saga.text import plain
 
 PARTS_MAX = 100
 COUNT_MAX = 10_000
@@ -60,7 +59,7 @@ class Begin(Command):
     intake: ClassVar[bool] = True
 
     thing: UUID
-    who: Annotated[Who, AfterValidator(plain)]
+    who: Annotated[Who, Plain]
     parts: SomeParts
     priority: Priority = Priority.NORMAL
     limit_seconds: int = Field(default=300, ge=1, le=LIMIT_MAX_SECONDS)

@@ -36,7 +36,10 @@ Given = Annotated[Annotated[str, Field(max_length=FIELD_MAX)] | None, BeforeVali
 Rate = Annotated[float | None, BeforeValidator(or_none)]
 After = Annotated[Annotated[str, Field(max_length=AFTER_MAX)] | None, BeforeValidator(or_none)]
 Reason = Annotated[
-    Plain, BeforeValidator(_stripped), Field(min_length=1, max_length=REASON_MAX, title="reason")
+    str,
+    Field(min_length=1, max_length=REASON_MAX, title="reason"),
+    Plain,
+    BeforeValidator(_stripped),
 ]
 """Why something is changed: for an audit record."""
 

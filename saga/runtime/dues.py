@@ -36,7 +36,7 @@ WHO_MAX, REASON_MAX = 255, 1_000
 """Characters."""
 
 
-Key = Annotated[Plain, Path(max_length=TEXT_MAX_BYTES)]
+Key = Annotated[str, Path(max_length=TEXT_MAX_BYTES), Plain]
 
 
 class BringForward(BaseModel):
@@ -48,8 +48,8 @@ class BringForward(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    who: Annotated[Plain, Field(min_length=1, max_length=WHO_MAX)]
-    reason: Annotated[Plain, Field(min_length=1, max_length=REASON_MAX)]
+    who: Annotated[str, Field(min_length=1, max_length=WHO_MAX), Plain]
+    reason: Annotated[str, Field(min_length=1, max_length=REASON_MAX), Plain]
 
     def of(self, caller: Caller) -> ForwardRequest:
         """The wish as it is recorded."""

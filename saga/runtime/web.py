@@ -12,6 +12,7 @@ from fastapi import FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import REGISTRY, CollectorRegistry
+from pydantic import Field
 from sqlalchemy.engine import Connection
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -41,7 +42,9 @@ CHANGING: Final = (403, 413)
 WITH_BODY: Final = (*CHANGING, 415, 422)
 """And those of one with a body."""
 
-IdempotencyKey = Annotated[Plain | None, Header(min_length=1, max_length=128)]
+IdempotencyKey = Annotated[
+    Annotated[str, Field(min_length=1, max_length=128), Plain] | None, Header()
+]
 """The header of a request that, sent again, is done once."""
 
 HEALTH: Final = "health:read"

@@ -348,7 +348,7 @@ async def test_an_idempotency_key_has_a_limited_length(
 ) -> None:
     answer = await orders.post("/orders", json=ORDER, headers={"Idempotency-Key": "k" * length})
 
-    assert_problem(answer, 422, "header.idempotency-key")
+    assert_problem(answer, 422, "header.idempotency-key", "character")
 
 
 TAKEN: dict[str, Any] = {

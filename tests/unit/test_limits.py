@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -139,3 +142,69 @@ def test_an_event_is_a_repetition_byte_for_byte() -> None:
 
     assert digest_of(envelope, body) == digest_of(envelope, bytes(bytearray(body)))
     assert digest_of(envelope, body) != digest_of(envelope, body + b" ")
+
+
+_LENGTHS = {"min_length", "max_length", "pattern"}
+_CHECKS = {"Plain", "AfterValidator", "BeforeValidator", "WrapValidator"}
+_ROOT = Path(__file__).parents[2]
+
+
+def _name_of(node: ast.AST) -> str:
+    """What is called, or named."""
+    node = node.func if isinstance(node, ast.Call) else node
+    return getattr(node, "id", getattr(node, "attr", ""))
+
+
+def _too_late(tree: ast.AST, checked: set[str]) -> Iterator[str]:
+    """The annotations in which a length stands after a check of our own, whose errors then speak of
+    items. Adds the names that are given to checked ones to `checked`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and _checks(node.value, checked):
+            checked |= {_name_of(target) for target in node.targets}
+        if not (isinstance(node, ast.Subscript) and _name_of(node.value) == "Annotated"):
+            continue
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        for place, part in enumerate(parts):
+            if not isinstance(part, ast.Call):
+                continue
+            limits = _LENGTHS & {keyword.arg for keyword in part.keywords}
+            if limits and any(_checks(earlier, checked) for earlier in parts[:place]):
+                yield ast.unparse(node)
+
+
+def _checks(node: ast.AST, checked: set[str]) -> bool:
+    """Whether an annotation, or a part of one, has a check of our own."""
+    return any(
+        _name_of(each) in _CHECKS | checked
+        for each in ast.walk(node)
+        if isinstance(each, ast.Name | ast.Attribute)
+    )
+
+
+def test_a_text_that_is_too_long_is_told_about_characters_everywhere() -> None:
+    found = {}
+    annotated = 0
+    for folder in ("saga", "common", "order_saga", "examples", "tests/errands", "tests/moving"):
+        for file in sorted((_ROOT / folder).rglob("*.py")):
+            tree = ast.parse(file.read_text())
+            annotated += "Annotated[" in file.read_text()
+            if late := [*_too_late(tree, set())]:
+                found[file.name] = late
+    for file in sorted(_ROOT.glob("*_service/*.py")):
+        if late := [*_too_late(ast.parse(file.read_text()), set())]:
+            found[file.name] = late
+
+    assert annotated > 20
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        "Key = Annotated[Annotated[str, Plain] | None, Header(max_length=128)]",
+        "Key = Annotated[str, AfterValidator(plain), Field(min_length=1)]",
+        "Mine = Annotated[str, Plain]\nKey = Annotated[Mine, Path(max_length=128)]",
+    ],
+)
+def test_a_length_after_a_check_is_found(annotation: str) -> None:
+    assert [*_too_late(ast.parse(annotation), set())]
