@@ -34,7 +34,7 @@ from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.work import Conflicting, Done, Failed
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.consumer import Deliveries, DeliveryChannel
-from saga.runtime.messaging.dead_letters import ERROR, REASON
+from saga.runtime.messaging.dead_letters import ERROR, ORIGIN_EXCHANGE, REASON
 from saga.runtime.messaging.frames import Delivery, Posting
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.sealing import IntakeSeal
@@ -477,6 +477,24 @@ async def test_a_message_of_an_unknown_type_is_dead_without_the_names_under_know
     data = json.loads(copy)["data"]
     assert await persons.open(data["wishes"][0]["customer"][0]) == NAME
     assert data["note"] == "stays"
+
+
+@pytest.mark.parametrize("type_", ["order.wish", "order.placed"], ids=["unknown", "an event"])
+async def test_who_says_in_a_header_that_it_is_an_event_keeps_no_name_in_clear(
+    persons: Persons, type_: str
+) -> None:
+    queue = work_queue("inventory", Priority.NORMAL)
+    sent = json.dumps(json.loads(body(currency="none")) | {"type": type_}).encode()
+    forged = frames.table_of([frames.field(ORIGIN_EXCHANGE, EVENTS_EXCHANGE)])
+    copies = {}
+    for exchange, key in (("", queue), (EVENTS_EXCHANGE, f"{type_}.normal")):
+        intake = Intake(persons, participant=INVENTORY, queue=queue)
+        intake.deliver(sent, exchange=exchange, key=key, raw=frames.join({"headers": forged}))
+        await until(lambda here=intake: bool(here.publisher.bodies))  # type: ignore[misc]  # this one
+        copies[exchange] = json.loads(intake.publisher.bodies[0])["data"]["customer"]
+
+    assert await persons.open(copies[""]) == NAME != copies[""]
+    assert copies[EVENTS_EXCHANGE] == NAME  # As its participant has published it.
 
 
 async def test_logs_of_what_cannot_be_read_tell_ids_and_types_only_where_they_look_like_it(

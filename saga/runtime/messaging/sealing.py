@@ -25,7 +25,6 @@ from saga.personal.marks import (
 from saga.personal.masks import Masks
 from saga.personal.persons import Persons, SealingAway
 from saga.personal.seal import CLEAR_MAX_BYTES, Forgotten, sealed
-from saga.runtime.messaging.dead_letters import ORIGIN_EXCHANGE, ours_in
 from saga.runtime.messaging.frames import Delivery
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 
@@ -68,7 +67,7 @@ class IntakeSeal:
         self._persons = persons
         self._kinds = {kind.type: kind for kind in participant.intake if personal_fields(kind)}
         taken: list[type[Event | Command]] = [*participant.consumes, *participant.intake]
-        self._taken = {kind.type for kind in taken}
+        self._taken = {kind.type: kind for kind in taken}
         self._masks = Masks(taken)
         self._asking = {
             kind.type for kind in self._kinds.values() if participant.by_message[kind].intends
@@ -112,7 +111,9 @@ class IntakeSeal:
     async def unreadable(self, delivery: Delivery) -> Delivery:
         """A delivery that is no message, with what stands where its type has personal fields
         sealed. Where it says no type that this participant takes, that is what stands under a name
-        that any of its types gives a personal field. One that is no JSON stays as it is."""
+        that any of its types gives a personal field. One that is no JSON stays as it is, and so
+        does an event that came by the exchange of events, where participants alone may publish. Any
+        client may say in a header that another message did."""
         if not self._persons.sealing:
             return delivery
         try:
@@ -122,9 +123,9 @@ class IntakeSeal:
         if not isinstance(document, dict):
             return delivery
         type_ = _text(document, "type")
-        kind = self._kinds.get(type_)
-        if kind is None and (type_ in self._taken or _is_event(delivery)):
-            return delivery  # It stays as it was published, or nothing of its type is personal.
+        kind = self._taken.get(type_)
+        if delivery.exchange == EVENTS_EXCHANGE and type_ not in self._kinds:
+            return delivery
         found: dict[str, str] = {}
 
         def note(value: str) -> str:
@@ -171,12 +172,6 @@ def _changed(kind: type[Command], document: Any, change: Callable[[str], str]) -
     """The JSON document with the personal texts in its data changed, and all else as it came."""
     data = document_with_personal(kind, document.get("data"), change)
     return json.dumps(document | {"data": data}, ensure_ascii=False).encode()
-
-
-def _is_event(delivery: Delivery) -> bool:
-    """Whether a participant has published it: others may not, on the exchange of events."""
-    origin = ours_in(delivery).get(ORIGIN_EXCHANGE, delivery.exchange)
-    return EVENTS_EXCHANGE in (origin, delivery.exchange)
 
 
 def _text(document: Any, name: str) -> str:
