@@ -53,6 +53,8 @@ def list_(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
             }
         )
         return
+    if not persons:
+        remark("no person has a key; with PERSONAL=sealed, each gets one once they are first named")
     table = Table("person", "since", "forgotten", "reason")
     for person in persons:
         forgotten = person.forgotten_at

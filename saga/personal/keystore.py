@@ -43,6 +43,7 @@ from saga.personal.seal import (
 from saga.retry import TransientError
 from saga.runtime.kernel.database import DatabaseError, is_postgresql
 from saga.runtime.kernel.sqlite import (
+    LACKING,
     QuickDisk,
     empty_log,
     file_identity,
@@ -72,6 +73,7 @@ _ID_RANDOM_BYTES: Final = 9
 _INDEX: Final = "index"
 _LIST_PAGE: Final = 500
 _OTHERS_USE_IT: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGED: Final = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 WIPE_SECONDS: Final = 5.0
 """How long what was destroyed is tried to be taken out of a log that is being read."""
 
@@ -235,7 +237,10 @@ class _File:
             self._reads, self._commits = QuickDisk(), QuickDisk()
             self._identity = file_identity(self._path)
         except (sa.exc.DBAPIError, OSError) as error:
-            raise KeyStoreAway(f"cannot open the key store {self._path}: {_why(error)}") from error
+            said = f"cannot open the key store {self._path}: {_why(error)}"
+            if way_out := _way_out(error):  # No waiting helps.
+                raise KeyStoreError(f"{said}; {way_out}") from error
+            raise KeyStoreAway(said) from error
 
     def write(self, work: Callable[[Connection], T]) -> T:
         self._check_patience()
@@ -330,7 +335,10 @@ class _File:
         except sa.exc.IntegrityError:
             raise
         except (sa.exc.DBAPIError, sqlite3.Error, OSError) as error:
-            raise KeyStoreAway(f"the key store {self._path} is away: {_why(error)}") from error
+            said = f"the key store {self._path} is away: {_why(error)}"
+            if way_out := _way_out(error):
+                said = f"{said}; {way_out}"
+            raise KeyStoreAway(said) from error
 
     def _check(self) -> None:
         """What is written into a file that was removed is lost."""
@@ -931,6 +939,23 @@ def _make_private(path: Path) -> None:
     log.warning("made an empty key store, %s: it knows no person who was sealed before", path)
 
 
+def _way_out(error: BaseException) -> str:
+    """What to do about a file that is no key store; empty where it may be one."""
+    cause = _cause_of(error)
+    if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+        return (
+            "stop what uses it and put a copy of it back, or name another one in "
+            "PERSONS_DATABASE_URL; what was sealed cannot be opened without it"
+        )
+    if str(cause).startswith(LACKING):
+        return "it is another database: name the key store in PERSONS_DATABASE_URL"
+    return ""
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    return (error.orig or error) if isinstance(error, sa.exc.DBAPIError) else error
+
+
 def _why(error: BaseException) -> str:
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    cause = _cause_of(error)
     return str(cause).partition("\n")[0] or type(error).__name__

@@ -56,7 +56,7 @@ def open_store(
     if existing and (file := database_file(url)) is not None and not file.is_file():
         raise KeyStoreError(
             f"there is no key store {file}: name it in PERSONS_DATABASE_URL, or its folder with "
-            f"--data-dir"
+            f"--data-dir; where no service runs with PERSONAL=sealed, there is none"
         )
     return KeyStore.open_store(
         url,

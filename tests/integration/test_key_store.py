@@ -23,6 +23,7 @@ from saga.personal.keystore import (
     AHEAD_SECONDS,
     KeyStore,
     KeyStoreAway,
+    KeyStoreError,
     UnknownPerson,
 )
 from saga.personal.master import MasterKeyError, MasterKeys
@@ -697,12 +698,37 @@ async def test_a_store_that_was_away_is_opened_later(tmp_path: Path) -> None:
         assert sealed((await persons.seal(["anna"]))["anna"])
 
 
+async def test_a_file_that_is_no_key_store_is_an_error_that_names_the_way_out(
+    tmp_path: Path,
+) -> None:
+    made_key(tmp_path)
+    file = tmp_path / "persons.db"
+    file.write_bytes(os.urandom(5_000))
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
+    async with Persons(settings) as persons:
+        with pytest.raises(KeyStoreError, match=r"not a database; .* put a copy of it back"):
+            await persons.check()  # A service does not start.
+    file.unlink()
+    with closing(sqlite3.connect(file)) as another, another:
+        another.execute("CREATE TABLE persons (name TEXT)")
+
+    with closing(open_store(settings)) as store, pytest.raises(KeyStoreAway) as error:
+        store.seal("anna")
+
+    assert "name the key store in PERSONS_DATABASE_URL" in str(error.value)
+
+
 def test_the_command_rotates_and_lists(tmp_path: Path) -> None:
     file = made_key(tmp_path)
     settings = load(PersonalSettings, data_dir=tmp_path)
     refused = saga("persons", "list", "--data-dir", str(tmp_path))
     assert refused.returncode == 1
     assert "there is no key store" in refused.stderr
+    assert "PERSONAL=sealed" in refused.stderr
+    open_store(settings).close()
+    nobody = saga("persons", "list", "--data-dir", str(tmp_path))
+    assert nobody.returncode == 0
+    assert "PERSONAL=sealed" in nobody.stderr
     store = open_store(settings)
     store.seal("anna")
     store.close()

@@ -41,7 +41,7 @@ until it is quick. A processor that was busy for a moment does not leave more of
 they take more of it."""
 _AT_THE_SAME_TIME = ("locked", "already exists", "duplicate column")
 """How the errors of those who make one file together read."""
-_LACKING = ("no such table", "no such column")
+LACKING = ("no such table", "no such column")
 """How SQLite's errors begin then; it has no code for them."""
 
 
@@ -294,7 +294,7 @@ def read_file(url: str, query: Callable[[Connection], T]) -> T:
             return query(connection)
     except sa.exc.DBAPIError as error:
         reason = str(error.orig)
-        if reason.startswith(_LACKING):
+        if reason.startswith(LACKING):
             reason = f"{reason}: {OLDER_TABLES}"
         raise DatabaseError(f"cannot read the database {path}: {reason}") from error
     finally:
