@@ -72,6 +72,9 @@ REASON_MAX_CHARACTERS: Final = 255
 _ID_RANDOM_BYTES: Final = 9
 _INDEX: Final = "index"
 _LIST_PAGE: Final = 500
+LOCKED_SECONDS: Final = 4.0
+"""How long sealing waits for another process that writes into the file. Who comes meanwhile waits
+as long again, and hears why nothing was done before `HTTP_ANSWER_SECONDS`, by default, are over."""
 _OTHERS_USE_IT: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED: Final = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 WIPE_SECONDS: Final = 5.0
@@ -228,6 +231,7 @@ class _File:
             self._held = self._engine.connect(), self._engine.connect()
             drivers: list[Any] = [held.connection.dbapi_connection for held in self._held]
             self._patient, self._hasty = drivers  # sqlite3's connections
+            self._patient.execute(f"PRAGMA busy_timeout = {LOCKED_SECONDS * 1_000:.0f}")
             self._hasty.execute("PRAGMA busy_timeout = 0")  # As the event loop does not wait.
             self._asking = threading.Lock()
             self._hurry = threading.Lock()
@@ -504,22 +508,34 @@ class KeyStore:
             return result
         read_at = self._monotonic()
         by_digest = {self._digest(value): value for value in unknown}
-        rows: dict[bytes | None, PersonKey] = {}
-        if not self._newcomers:
-            rows = {row.digest: row for row in self._database.find("digest", [*by_digest])}
+        # Where the last ones were new, to look for the next ones first is work for nothing.
+        rows = {} if self._newcomers else _by_digest(self._database.find("digest", [*by_digest]))
+        result |= self._seal_under_each(rows, by_digest, read_at)
         if missing := [digest for digest in by_digest if digest not in rows]:
             try:
-                rows |= {row.digest: row for row in self._make(missing)}
-            except KeyStoreAway:  # Who is known is still found where nothing can be written.
-                self._newcomers = False
+                made = _by_digest(self._make(missing))
+            except KeyStoreAway:
+                self._newcomers = False  # Who is known is still found where none can be made.
                 raise
-        # Where they are new, to look for the next ones first is work for nothing.
+            result |= self._seal_under_each(made, by_digest, read_at)
+            rows |= made
         self._newcomers = all(row.key is not None for row in rows.values())
-        for digest, value in by_digest.items():
-            if digest not in rows:
-                raise KeyStoreAway("a person was forgotten while something of theirs was sealed")
-            result[value] = self._seal_under(rows[digest], value, read_at)
+        if len(rows) < len(by_digest):
+            raise KeyStoreAway("a person was forgotten while something of theirs was sealed")
         return result
+
+    def _seal_under_each(
+        self,
+        rows: Mapping[bytes | None, PersonKey],
+        by_digest: Mapping[bytes, str],
+        read_at: float,
+    ) -> dict[str, str]:
+        """Those of the values sealed of whose persons there are rows."""
+        return {
+            value: self._seal_under(rows[digest], value, read_at)
+            for digest, value in by_digest.items()
+            if digest in rows
+        }
 
     def _seal_under(self, row: PersonKey, value: str, read_at: float) -> str:
         """Seal a value under the key of a row that was read, and remember both."""
@@ -821,6 +837,10 @@ class NewPerson(NamedTuple):
 
 def _in_sqlite(row: NewPerson) -> tuple[object, ...]:
     return (*row[:-1], microseconds_of(row.created_at))
+
+
+def _by_digest(rows: Iterable[PersonKey]) -> dict[bytes | None, PersonKey]:
+    return {row.digest: row for row in rows}
 
 
 def _digests_of(rows: Iterable[NewPerson]) -> list[bytes]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from saga.local.node import NodeError, RabbitNode
 from saga.local.postgres import PostgresCluster, PostgresError
 from saga.local.supervision import Supervision
 from saga.local.system import System
+from saga.personal.opening import made_key
 from saga.runtime.disk import INODES_MIN, lack_of_room
 from saga.runtime.files import write_public, write_whole
 from saga.runtime.kernel.database import DatabaseError
@@ -37,6 +39,7 @@ from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.work import Done
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.tasks import cancel_all
+from saga.runtime.urls import sqlite_url
 from tests import forked
 from tests.command import saga
 from tests.integration.kernels import replica
@@ -66,9 +69,9 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         yield disk
 
 
-async def place(service: Served, key: str) -> Answer:
+async def place(service: Served, key: str, **others: str) -> Answer:
     headers = [*JSON, (b"Idempotency-Key", key.encode())]
-    return await service.ask("POST", "/orders", headers, json.dumps(ORDER).encode())
+    return await service.ask("POST", "/orders", headers, json.dumps(ORDER | others).encode())
 
 
 async def lacks(service: Served) -> str:
@@ -194,6 +197,39 @@ async def test_an_order_that_meets_a_full_disk_is_503_and_placed_once_when_there
         await until(placed)
         again = await place(order, "meanwhile-0")
         assert again.status == 202
+
+
+async def test_without_room_for_the_key_store_who_is_new_is_turned_away_and_the_loop_is_free(
+    disk: SmallDisk, tmp_path: Path
+) -> None:
+    made_key(tmp_path)
+    async with serving(
+        "order_service",
+        tmp_path,
+        PERSONAL="sealed",
+        PERSONAL_CACHE_SECONDS="0",
+        PERSONS_DATABASE_URL=sqlite_url(disk.path / "persons.db"),
+    ) as order:
+        assert (await place(order, "before")).status == 202
+        disk.fill()
+
+        async def is_refused() -> bool:
+            """Not before its log takes more room than it had."""
+            answer = await place(order, "meanwhile", customer=f"customer {next(numbers)}")
+            return answer.status == 503 and "disk is full" in answer.detail
+
+        numbers = itertools.count()
+        await until(is_refused)
+        waiting = [place(order, f"new {n}", customer=f"new {n}") for n in range(50)]
+        refused = asyncio.gather(*waiting)
+        assert (await order.ask("GET", "/livez")).status == 200
+        assert {answer.status for answer in await refused} == {503}
+        assert (await place(order, "known")).status == 202  # Their key is only read.
+
+        disk.make_room()
+        for number in range(50):
+            answer = await place(order, f"new {number}", customer=f"new {number}")
+            assert answer.status == 202
 
 
 async def test_a_service_that_starts_on_a_full_disk_says_so_in_one_line(disk: SmallDisk) -> None:

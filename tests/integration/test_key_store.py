@@ -31,9 +31,10 @@ from saga.personal.opening import made_key, master_keys, open_store
 from saga.personal.persons import Persons, SealingAway, _Batcher
 from saga.personal.seal import person_id_in
 from saga.runtime.kernel import sqlite
-from saga.runtime.settings import PersonalSettings, load
+from saga.runtime.settings import HttpSettings, PersonalSettings, load
 from saga.runtime.urls import sqlite_url
 from tests.command import saga
+from tests.polling import until
 
 Open = Callable[..., KeyStore]
 
@@ -338,6 +339,42 @@ async def test_a_file_is_asked_without_a_thread_while_nobody_else_writes(
 
     await persons.seal(["dora"])
     assert threads[-1] == here
+
+
+async def test_while_a_file_stays_locked_who_is_there_is_sealed_and_who_is_new_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_key(tmp_path)
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
+    with closing(open_store(settings)) as elsewhere:
+        texts = elsewhere.seal_all(["anna", "ben"])
+    monkeypatch.setattr(keystore, "LOCKED_SECONDS", 0.1)
+    async with Persons(settings) as persons:
+        await persons.seal(["carol"])  # Of whom it takes the next ones for new as well.
+        with closing(sqlite3.connect(tmp_path / "persons.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(2):
+                with pytest.raises(SealingAway, match="locked"):
+                    await persons.seal(["dora"])
+            assert await persons.seal(["anna"]) == {"anna": texts["anna"]}
+
+            async def ben_is_sealed() -> bool:
+                """As soon as he was looked for, in company of one who is new."""
+                found = await asyncio.gather(
+                    persons.seal(["ben"]), persons.seal(["emil"]), return_exceptions=True
+                )
+                assert isinstance(found[1], SealingAway)
+                return found[0] == {"ben": texts["ben"]}
+
+            await until(ben_is_sealed)
+            other.execute("ROLLBACK")
+        assert sealed((await persons.seal(["dora"]))["dora"])
+    with closing(open_store(settings)) as elsewhere:
+        assert len([*elsewhere.persons()]) == 4
+
+
+def test_who_comes_while_others_wait_for_a_lock_hears_why_before_the_door_gives_up() -> None:
+    assert HttpSettings.model_fields["http_answer_seconds"].default > 2 * keystore.LOCKED_SECONDS
 
 
 async def test_where_the_disk_is_slow_a_thread_waits_for_it(
