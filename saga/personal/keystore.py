@@ -227,7 +227,7 @@ class _File:
 
         try:
             _make_private(self._path)
-            made_by_one(lambda: METADATA.create_all(self._engine))
+            made_by_one(self._make_tables)
             self._held = self._engine.connect(), self._engine.connect()
             drivers: list[Any] = [held.connection.dbapi_connection for held in self._held]
             self._patient, self._hasty = drivers  # sqlite3's connections
@@ -302,6 +302,13 @@ class _File:
             for connection in self._held:
                 connection.close()
         self._engine.dispose()
+
+    def _make_tables(self) -> None:
+        """Make those that are missing: where none is, whoever writes is not waited for."""
+        with self._engine.connect().execution_options(reads=True) as connection:
+            known = {*sa.inspect(connection).get_table_names()}
+        if not known >= METADATA.tables.keys():
+            METADATA.create_all(self._engine)
 
     @contextmanager
     def _driver(self, disk: QuickDisk, rows: int) -> Iterator[Any]:

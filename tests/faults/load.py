@@ -26,6 +26,7 @@ from saga.local.node import RabbitNode
 from saga.local.postgres import PostgresCluster
 from saga.local.processes import Spawn, start_python
 from saga.local.system import Database, System
+from saga.runtime.settings import Sealing
 from tests.e2e.test_saga import as_predicted
 from tests.faults.proxy import Proxy
 from tests.polling import until
@@ -122,10 +123,14 @@ class Stage:
 
 @asynccontextmanager
 async def on_stage(
-    folder: Path, database: Database, spawn: Spawn = start_python
+    folder: Path,
+    database: Database,
+    spawn: Spawn = start_python,
+    *,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stage]:
     """A new system, with as many replicas as `REPLICAS` says; with `SECURED=1` in the environment,
-    its callers have to be known, and names are sealed."""
+    its callers have to be known, and names are sealed. `environment` is added to its services'."""
     async with AsyncExitStack() as stack:
         system = System(
             folder,
@@ -133,7 +138,7 @@ async def on_stage(
             replicas=REPLICAS[database],
             disposable=True,
             spawn=spawn,
-            environment=stack.enter_context(secured_if_wanted(folder)),
+            environment=stack.enter_context(secured_if_wanted(folder)) | dict(environment or {}),
         )
         stage = Stage(system)
 
@@ -202,9 +207,11 @@ async def under_load(
     *,
     shares: Shares | None = None,
     rate: float | None = None,
+    direct: bool = False,
 ) -> AsyncIterator[Load]:
     """Run a load, let the body do what it will to it, and see it through: in the end every order
-    has to have ended as its seed says, and the books have to be right.
+    has to have ended as its seed says, and the books have to be right. With `direct`, orders go
+    over the broker, with names in clear; `Load.allow` holds back only their cancellations then.
 
     A body that interrupts connections of ours, the test's, or takes long, keeps orders back with
     `Load.allow`: once all have ended, they are used to judge the outcome.
@@ -212,12 +219,16 @@ async def under_load(
     load = Load(stage)
     deployment = stage.system.deployment
     gates = tuple(f"http://127.0.0.1:{gate.port}" for gate in stage.gates)
+    ways: dict[str, object] = {"http_urls": {**deployment.http_urls, "order": gates}}
+    if direct:
+        ways["personal"] = Sealing.OFF
     load._task = asyncio.create_task(
         demo(
-            deployment.model_copy(update={"http_urls": {**deployment.http_urls, "order": gates}}),
+            deployment.model_copy(update=ways),
             choreography(),
             plan(orders, seed, shares),
             seed=seed,
+            direct=direct,
             rate=rate,
             concurrency=AT_ONCE,
             sent=load._count_sent,

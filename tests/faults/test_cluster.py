@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from saga.broker.claim import CLAIM_QUEUE
 from saga.broker.setup import apply_topology
 from saga.discovery import choreography
 from saga.local.node import RabbitNode
-from saga.local.system import System
+from saga.local.system import Database, System
 from tests.e2e.test_saga import as_predicted
 from tests.ordering import overtaken
 from tests.polling import until
+from tests.secured import secured_if_wanted
 
 SEED = 303
 NODES = 3
@@ -63,6 +65,24 @@ def cluster(tmp_path: Path) -> Iterator[Sequence[RabbitNode]]:
 def url_of(nodes: Sequence[RabbitNode]) -> str:
     first, *others = (yarl.URL(node.amqp_url) for node in nodes)
     return str(first.update_query(also=",".join(f"{url.host}:{url.port}" for url in others)))
+
+
+@asynccontextmanager
+async def system_on(
+    nodes: Sequence[RabbitNode], folder: Path, *, database: Database = "sqlite", replicas: int = 1
+) -> AsyncIterator[System]:
+    """A system on the cluster; with `SECURED=1` in the environment, its callers have to be known,
+    and names are sealed."""
+    with secured_if_wanted(folder) as environment:
+        async with System(
+            folder,
+            amqp_url=url_of(nodes),
+            database=database,
+            replicas=replicas,
+            disposable=True,
+            environment=environment,
+        ) as system:
+            yield system
 
 
 def in_sync(nodes: Sequence[RabbitNode]) -> bool:
@@ -103,7 +123,7 @@ def tell(capsys: pytest.CaptureFixture[str], what: str, pause_seconds: float) ->
 async def test_each_node_killed_in_turn_under_load_loses_nothing(
     cluster: Sequence[RabbitNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with System(tmp_path / "system", amqp_url=url_of(cluster), disposable=True) as system:
+    async with system_on(cluster, tmp_path / "system") as system:
         for number, node in enumerate(cluster):
             await until(lambda: asyncio.to_thread(in_sync, cluster), seconds=60)
 
@@ -125,7 +145,7 @@ async def test_a_rolling_restart_under_load_loses_nothing(
             while not in_sync(cluster):
                 time.sleep(0.1)
 
-    async with System(tmp_path / "system", amqp_url=url_of(cluster), disposable=True) as system:
+    async with system_on(cluster, tmp_path / "system") as system:
         await until(lambda: asyncio.to_thread(in_sync, cluster), seconds=60)
         pause_seconds = await load_during(system, restart_all, seed=SEED, orders=NODES * ORDERS)
     tell(capsys, "rolling restart", pause_seconds)
@@ -135,13 +155,7 @@ async def test_each_node_and_service_killed_loses_nothing_of_four_partitions(
     cluster: Sequence[RabbitNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     graph = choreography()
-    async with System(
-        tmp_path / "system",
-        amqp_url=url_of(cluster),
-        database="postgresql",
-        replicas=2,
-        disposable=True,
-    ) as system:
+    async with system_on(cluster, tmp_path / "system", database="postgresql", replicas=2) as system:
         url = system.deployment.amqp_url
         await apply_topology(url, graph, partitions=PARTITIONS)
         loop = asyncio.get_running_loop()

@@ -373,6 +373,20 @@ async def test_while_a_file_stays_locked_who_is_there_is_sealed_and_who_is_new_i
         assert len([*elsewhere.persons()]) == 4
 
 
+def test_a_file_that_is_locked_is_opened_and_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = sqlite_url(tmp_path / "persons.db")
+    with closing(KeyStore.open_store(url, ONE)) as store:
+        text = store.seal("anna")
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.1)
+    with closing(sqlite3.connect(tmp_path / "persons.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with closing(KeyStore.open_store(url, ONE)) as store:
+            assert store.open(text) == "anna"
+            assert store.seal("anna") == text
+
+
 def test_who_comes_while_others_wait_for_a_lock_hears_why_before_the_door_gives_up() -> None:
     assert HttpSettings.model_fields["http_answer_seconds"].default > 2 * keystore.LOCKED_SECONDS
 
