@@ -304,7 +304,7 @@ class _File:
         self._engine.dispose()
 
     def _make_tables(self) -> None:
-        """Make those that are missing: where none is, whoever writes is not waited for."""
+        """Make those that are missing. Where none is, wait for no other process that writes."""
         with self._engine.connect().execution_options(reads=True) as connection:
             known = {*sa.inspect(connection).get_table_names()}
         if not known >= METADATA.tables.keys():
@@ -522,7 +522,7 @@ class KeyStore:
             try:
                 made = _by_digest(self._make(missing))
             except KeyStoreAway:
-                self._newcomers = False  # Who is known is still found where none can be made.
+                self._newcomers = False  # Who is there already can be sealed without writing.
                 raise
             result |= self._seal_under_each(made, by_digest, read_at)
             rows |= made

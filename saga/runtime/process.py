@@ -134,7 +134,7 @@ async def run(process: Process, settings: Settings) -> None:
             return
         database = opening.result()
         stack.push_async_callback(database.close)
-        parts = await process.assemble(database, stack)
+        parts = await _assembled(process, database, stack)
         metrics.tell_build(name)
         stack.enter_context(collected_seldom(name))
         tasks += [_supervised(task, crashed) for task in parts.tasks]
@@ -176,7 +176,7 @@ async def embedded(
         begin(settings, process.name)
         database = await _opened(process, settings)
         stack.push_async_callback(database.close)
-        parts = await process.assemble(database, stack)
+        parts = await _assembled(process, database, stack)
         metrics.tell_build(process.name)
         crashed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         crashed.add_done_callback(lambda _: on_crash() if not crashed.cancelled() else None)
@@ -202,6 +202,21 @@ async def _opened(process: Process, settings: Settings) -> Database:
         name=process.name,
         patience_seconds=settings.database_patience_seconds,
     )
+
+
+async def _assembled(
+    process: Process, database: Database, stack: contextlib.AsyncExitStack
+) -> Parts:
+    """Raises `DatabaseError` where the database, which was there just now, is away."""
+    try:
+        return await process.assemble(database, stack)
+    except Exception as error:
+        if (isinstance(error, OSError) and str(error)) or not database.is_away(error):
+            raise  # What has a text of its own may be about anything else.
+        raise DatabaseError(
+            f"the database of {process.name} was opened, and does not answer any more: "
+            f"{type(error).__name__}; see that it runs and is not overloaded, and start this again"
+        ) from error
 
 
 def end() -> None:

@@ -191,10 +191,11 @@ def give_up(service: str, error: Exception) -> NoReturn:
     settings may be what is wrong."""
     asked = os.environ.get("LOG_FORMAT", "").lower()
     format = LogFormat(asked) if asked in tuple(LogFormat) else LogFormat.AUTO
+    why = str(error) or type(error).__name__  # A timeout's says nothing.
     if _for_people(format):
-        sys.exit(f"error: {harmless(without_passwords(str(error)))}")
+        sys.exit(f"error: {harmless(without_passwords(why))}")
     configure_logging(service, "INFO", LogFormat.JSON)
-    log.critical("%s", error)
+    log.critical("%s", why)
     sys.exit(1)
 
 

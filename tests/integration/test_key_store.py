@@ -359,7 +359,7 @@ async def test_while_a_file_stays_locked_who_is_there_is_sealed_and_who_is_new_i
             assert await persons.seal(["anna"]) == {"anna": texts["anna"]}
 
             async def ben_is_sealed() -> bool:
-                """As soon as he was looked for, in company of one who is new."""
+                """Also in one group with one who is new: by the second time at the latest."""
                 found = await asyncio.gather(
                     persons.seal(["ben"]), persons.seal(["emil"]), return_exceptions=True
                 )

@@ -7,11 +7,13 @@ import logging
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from fastapi import FastAPI
 from faststream import FastStream
 from faststream.rabbit import ExchangeType, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
@@ -24,6 +26,7 @@ from saga.auth.settings import Auth
 from saga.choreography import Choreography
 from saga.discovery import choreography
 from saga.envelope import Attributes
+from saga.runtime.kernel.database import Database, DatabaseError
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import BrokerError, connect
@@ -64,6 +67,18 @@ async def is_ready(client: httpx.AsyncClient) -> bool:
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://application")
+
+
+async def test_a_database_that_is_away_again_once_it_was_opened_is_named(
+    settings: Settings,
+) -> None:
+    async def recall(database: Database) -> None:
+        """As a server does that is too slow to connect to."""
+        raise sa.exc.OperationalError("SELECT 1", {}, TimeoutError())
+
+    with pytest.raises(DatabaseError, match="the database of move was opened, and does not answer"):
+        async with taking_part(replace(SERVICE, recall=recall), settings):
+            pass
 
 
 async def test_it_takes_part_from_the_lifespan_of_an_application_of_fastapi(

@@ -209,3 +209,15 @@ def test_giving_up_is_one_record_and_status_1(monkeypatch: pytest.MonkeyPatch) -
         "order",
         "cannot listen",
     )
+
+
+def test_giving_up_for_an_error_without_words_says_what_kind_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = standard_error(monkeypatch, LogFormat.JSON)
+    monkeypatch.setenv("LOG_FORMAT", "json")
+
+    with pytest.raises(SystemExit):
+        give_up("order", TimeoutError())
+
+    assert json.loads(said.getvalue())["message"] == "TimeoutError"
