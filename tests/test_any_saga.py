@@ -101,15 +101,7 @@ class Place:
     def described(self, expression: str) -> Any:
         """What an expression says of the project's saga, which is loaded where it is at home."""
         program = f"import json; from saga.discovery import saga; print(json.dumps({expression}))"
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return json.loads(done.stdout)
+        return json.loads(self.say("-c", program, of_system=False))
 
     def settled(self) -> bool:
         """Whether no participant owes anything, and the books are right."""
@@ -156,7 +148,7 @@ def place(
 @contextmanager
 def up(place: Place) -> Iterator[None]:
     with subprocess.Popen(
-        place.command("up", "--data-dir", str(place.data)),
+        place.command("up", "--no-console", "--data-dir", str(place.data)),
         cwd=place.folder,
         env=place.environment,
         stdin=subprocess.DEVNULL,

@@ -30,6 +30,9 @@ for line in sys.stdin:
         for descriptor, path in ((0, os.devnull), (1, out), (2, err)):
             os.dup2(os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY), descriptor)
         sys.argv = ["saga", *arguments]
+        if arguments[0] == "-c":
+            exec(arguments[1])
+            sys.exit()
         main()
     _, status = os.waitpid(pid, 0)
     sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\\n")
@@ -52,7 +55,7 @@ class Typist:
         self._one_at_a_time = Lock()
 
     def saga(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+        """Run a command to its end; of `-c` and a program, what Python would do with them."""
         with self._one_at_a_time, TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
             out.touch()

@@ -186,7 +186,7 @@ def running(folder: Path, named: str = SAGA, **more: str) -> Iterator[None]:
     environment = {**os.environ, "SAGA": named, "PYTHONPATH": str(ROOT), **more}
     environment.pop("AMQP_URL", None)
     with subprocess.Popen(
-        [sys.executable, "-m", "saga.cli", "up", "--data-dir", str(folder)],
+        [sys.executable, "-m", "saga.cli", "up", "--no-console", "--data-dir", str(folder)],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,

@@ -62,7 +62,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     environment = {**os.environ, "SAGA": SAGA, "PYTHONPATH": str(ROOT)}
     environment.pop("AMQP_URL", None)
     with subprocess.Popen(
-        [sys.executable, "-m", "saga.cli", "up", "--data-dir", str(folder)],
+        [sys.executable, "-m", "saga.cli", "up", "--no-console", "--data-dir", str(folder)],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ import pytest
 
 from saga.deployment import FILE_NAME
 from tests.polling import DEADLINE_SECONDS, wait_until
+from tests.shell_saga import saga_for_shells
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "your-own-saga.md"
@@ -96,14 +97,19 @@ class Shell:
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self.folder = folder
+        self._programs = programs
         known = {k: v for k, v in os.environ.items() if k not in ("AMQP_URL", "PYTHONPATH", "SAGA")}
-        self._environment = known | {
+        self.environment = known | {
             # With the tools of development behind its own programs.
             "PATH": f"{programs}:{sys.prefix}/bin:{os.environ['PATH']}",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTEST_ADDOPTS": "-p no:cacheprovider",
         }
         self._functions: list[str] = []
+
+    def prefer(self, programs: Path) -> None:
+        """From now on, type what is here instead of what is installed."""
+        self.environment["PATH"] = f"{programs}:{self.environment['PATH']}"
 
     def type(self, command: str, *, patience_seconds: float = 0.0) -> str:
         """What a command says; it has to succeed, once patience is over."""
@@ -118,7 +124,7 @@ class Shell:
             done = subprocess.run(
                 ["bash", "-c", "\n".join([*self._functions, command])],
                 cwd=self.folder,
-                env=self._environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -136,8 +142,8 @@ class Shell:
         with subprocess.Popen(
             command.split(),
             cwd=self.folder,
-            env=self._environment,
-            executable=str(self._environment["PATH"].partition(":")[0] + "/" + command.split()[0]),
+            env=self.environment,
+            executable=self._programs / command.split()[0],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -170,13 +176,16 @@ def followed(
                 said[command] = shell.type(typed, patience_seconds=patience)
 
     (up,) = (number for number, block in enumerate(BLOCKS) if block.commands == [RUN])
-    follow(BLOCKS[:up])
-    with (elsewhere / "log").open("w") as log, shell.running(RUN, log):
-        # What costs no process first: it would be taken from those that start.
-        wait_until((shell.folder / "data" / FILE_NAME).exists)
-        shell.type("saga status", patience_seconds=DEADLINE_SECONDS)
-        follow(BLOCKS[up + 1 :])
-        yield shell, said
+    quick, python = tmp_path_factory.mktemp("quick"), str(environment / "python")
+    with saga_for_shells(quick, python, shell.environment) as program:
+        shell.prefer(program.parent)
+        follow(BLOCKS[:up])
+        with (elsewhere / "log").open("w") as log, shell.running(RUN, log):
+            # What costs no process first: it would be taken from those that start.
+            wait_until((shell.folder / "data" / FILE_NAME).exists)
+            shell.type("saga status", patience_seconds=DEADLINE_SECONDS)
+            follow(BLOCKS[up + 1 :])
+            yield shell, said
 
 
 def do(file: Path, block: Block) -> None:

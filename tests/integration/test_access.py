@@ -41,6 +41,7 @@ from saga.runtime.kernel.tables import utc_now
 from saga.runtime.settings import HttpSettings, SettingsError
 from tests import forked
 from tests.closed import EVERY_SCOPE, Callers, operations_of, wrong_with
+from tests.command import saga
 from tests.integration.served import Answer, Served, built, serving
 from tests.issuer import OWNER, Issuer, ec_key
 from tests.issuer import served as issuing
@@ -142,7 +143,7 @@ def test_every_route_of_the_examples_is_closed(folder: Path, tmp_path: Path) -> 
 
 
 def test_every_route_of_a_new_project_is_closed(tmp_path: Path) -> None:
-    program(tmp_path, "-m", "saga.cli", "new", "stays", "--folder", str(tmp_path / "project"))
+    assert saga("new", "stays", "--folder", str(tmp_path / "project")).returncode == 0
 
     assert_closed(tmp_path / "project")
 

@@ -38,6 +38,7 @@ from saga.message import Event, Role
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import is_partition, queues_of, reads, topology_of
 from tests import circle
+from tests.command import saga
 from tests.manifests import (
     COMPONENT,
     NAME,
@@ -154,11 +155,11 @@ IN_SHORT = ("this", NEW)
 def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
     tmp = tmp_path_factory.mktemp(request.param)
     if request.param == NEW:
-        python(tmp, "-m", "saga.cli", "new", "tours")
+        assert saga("new", "tours", "--folder", str(tmp / "tours")).returncode == 0
     project = PROJECTS.get(request.param, tmp / "tours")
-    saga = json.loads(python(project, "-c", DESCRIPTION))
-    folder = written(saga["files"], tmp / "written")
-    return Deployed(project, saga, {o: rendered(folder / "overlays" / o) for o in OVERLAYS})
+    described = json.loads(python(project, "-c", DESCRIPTION))
+    folder = written(described["files"], tmp / "written")
+    return Deployed(project, described, {o: rendered(folder / "overlays" / o) for o in OVERLAYS})
 
 
 @pytest.fixture(scope="module")
