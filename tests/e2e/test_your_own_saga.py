@@ -25,6 +25,8 @@ from tests.shell_saga import saga_for_shells
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "your-own-saga.md"
+STARTED_SECONDS = 240.0
+"""A system runs by then, on a machine that is busy too."""
 RUN = "saga up"
 """Runs until Ctrl-C; what follows in the document is typed beside it."""
 SETTLING = ("saga status", "saga reconcile", "saga stuck", "saga history verify")
@@ -182,8 +184,8 @@ def followed(
         follow(BLOCKS[:up])
         with (elsewhere / "log").open("w") as log, shell.running(RUN, log):
             # What costs no process first: it would be taken from those that start.
-            wait_until((shell.folder / "data" / FILE_NAME).exists)
-            shell.type("saga status", patience_seconds=DEADLINE_SECONDS)
+            wait_until((shell.folder / "data" / FILE_NAME).exists, seconds=STARTED_SECONDS)
+            shell.type("saga status", patience_seconds=STARTED_SECONDS)
             follow(BLOCKS[up + 1 :])
             yield shell, said
 
