@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
@@ -22,7 +24,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[1]
 NEVER_COPIED: Final = (".*", "__pycache__", "mutants", "data", "node_modules", "*.egg-info")
 HANG_SECONDS: Final = 60
-"""How long one test may take; a mistake that makes it hang is found as well."""
+"""How long one test may take; a mistake that makes it hang is found as well, and is named."""
 FAILED: Final = 1
 """What pytest ends with when a test failed; anything else but 0 says that it did not run."""
 
@@ -660,6 +662,71 @@ def _outbox() -> Iterator[KernelMutant]:
     )
 
 
+def _database() -> Iterator[KernelMutant]:
+    file, tests = f"{KERNEL}/sqlite.py", "tests/integration/test_rows.py"
+    slow = f"{tests}::test_where_the_disk_is_slow_commits_leave_the_event_loop_for_a_while"
+    gone = f"{tests}::test_a_file_that_was_replaced_is_neither_written_nor_read_until_it_is_back"
+    yield KernelMutant(
+        "a slow disk keeps the event loop waiting",
+        file,
+        "            self._aside = self._next_aside\n",
+        "",
+        slow,
+    )
+    yield KernelMutant(
+        "a disk that has stalled once is waited for on the event loop until it has done so often",
+        file,
+        "        if seconds > STALL_SECONDS or self._slow >= SLOW_MAX:\n",
+        "        if self._slow >= SLOW_MAX:\n",
+        slow,
+    )
+    yield KernelMutant(
+        "a disk that stays slow is tried as often as one that was slow for a moment",
+        file,
+        "            self._next_aside = min(2 * self._next_aside, ASIDE_MAX)\n",
+        "",
+        slow,
+    )
+    yield KernelMutant(
+        "a disk that was slow once is left alone for longer each time, however quick it was since",
+        file,
+        "            if not self._slow:\n                self._next_aside = ASIDE_MIN\n",
+        "",
+        slow,
+    )
+    yield KernelMutant(
+        "what is written into a file that was replaced meanwhile counts as done",
+        file,
+        "            result = await self._write(work, brief=brief)\n"
+        "            self._check_file()\n",
+        "            result = await self._write(work, brief=brief)\n",
+        f"{tests}::test_what_is_written_into_a_file_that_was_replaced_meanwhile_does_not_count",
+    )
+    yield KernelMutant(
+        "a transaction begins in a file that was replaced",
+        file,
+        "        async with self._writing:\n            self._check_file()\n",
+        "        async with self._writing:\n",
+        gone,
+    )
+    yield KernelMutant(
+        "a file that was replaced is read",
+        file,
+        "        def run() -> T:\n            self._check_file()\n",
+        "        def run() -> T:\n",
+        gone,
+    )
+    yield KernelMutant(
+        "who is cancelled leaves a transaction behind that has not ended",
+        file,
+        "            while not call.done():\n"
+        "                with contextlib.suppress(asyncio.CancelledError):\n"
+        "                    await asyncio.wait({call})\n",
+        "",
+        f"{tests}::test_who_is_cancelled_during_a_transaction_beside_the_loop_lets_it_end",
+    )
+
+
 MUTANTS: Final = (
     *_lanes(),
     *_acknowledgement(),
@@ -669,10 +736,41 @@ MUTANTS: Final = (
     *_fold_and_step(),
     *_kernel(),
     *_outbox(),
+    *_database(),
 )
 
 
 # --- the runner ---------------------------------------------------------------------------------
+
+
+class MutantOutcome(Enum):
+    """What came of a run of tests."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    HUNG = "hung"
+    """One took longer than `HANG_SECONDS`. A mistake may do that, and so may a busy machine."""
+
+
+def outcome_of(
+    tests: Collection[str], folder: Path, hang_seconds: float = HANG_SECONDS
+) -> MutantOutcome:
+    """What tests come to in a folder. Raises RuntimeError where none failed, yet not all have
+    passed: one that cannot begin, for want of room on the disk for instance, finds nothing."""
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "long or not long", "-n", "0"]
+    options += ["--timeout", str(hang_seconds)]
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    if ran.returncode == 0:
+        return MutantOutcome.PASSED
+    if ran.returncode != FAILED or "ERROR at setup of" in ran.stdout:
+        raise RuntimeError(f"the tests did not run: {ran.stdout[-2_000:]}{ran.stderr[-2_000:]}")
+    return MutantOutcome.HUNG if "from pytest-timeout" in ran.stdout else MutantOutcome.FAILED
 
 
 class Copy:
@@ -685,31 +783,20 @@ class Copy:
             ROOT, folder, ignore=shutil.ignore_patterns(*NEVER_COPIED), dirs_exist_ok=True
         )
 
-    def finds(self, mutant: KernelMutant) -> bool:
-        """Whether its test fails. Raises RuntimeError where it cannot be run."""
+    def try_out(self, mutant: KernelMutant) -> MutantOutcome:
+        """What its test comes to with the mistake. Raises RuntimeError where it cannot be run."""
         path = self.folder / mutant.file
         source = path.read_text()
         changed = mutant.changed_text(source)
         try:
             self._write(path, changed)
-            return not self.passes([mutant.test])
+            return self.test([mutant.test])
         finally:
             self._write(path, source)
 
-    def passes(self, tests: Collection[str]) -> bool:
-        """Whether these tests pass as the files are. Raises RuntimeError where they do not run."""
-        options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "long or not long", "-n", "0"]
-        options += ["--timeout", str(HANG_SECONDS)]
-        ran = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *tests],
-            cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": str(self.folder)},
-            capture_output=True,
-            text=True,
-        )
-        if ran.returncode not in (0, FAILED):
-            raise RuntimeError(f"the tests did not run: {ran.stdout[-2_000:]}{ran.stderr[-2_000:]}")
-        return ran.returncode == 0
+    def test(self, tests: Collection[str]) -> MutantOutcome:
+        """What these tests come to as the files are. Raises RuntimeError where they do not run."""
+        return outcome_of(tests, self.folder)
 
     def _write(self, path: Path, source: str) -> None:
         """Write a file whose bytecode Python has to make again: what tells it is the time."""
@@ -726,24 +813,31 @@ def run(mutants: Sequence[KernelMutant], jobs: int, say: Callable[[str], None]) 
         for number in range(jobs):
             copies.put(Copy(Path(folder) / str(number)))
         first = copies.get()
-        if not first.passes(sorted({mutant.test for mutant in mutants})):
+        if first.test(sorted({mutant.test for mutant in mutants})) is not MutantOutcome.PASSED:
             raise RuntimeError("the tests fail without any mistake")
         copies.put(first)
 
-        def find(mutant: KernelMutant) -> bool:
+        def try_out(mutant: KernelMutant) -> MutantOutcome:
             copy = copies.get()
             try:
-                return copy.finds(mutant)
+                return copy.try_out(mutant)
             finally:
                 copies.put(copy)
 
-        missed = 0
+        outcomes: Counter[MutantOutcome] = Counter()
         with ThreadPoolExecutor(jobs) as pool:
-            for mutant, found in zip(mutants, pool.map(find, mutants), strict=True):
-                if not found:
-                    missed += 1
-                    say(f"not found: {mutant.mistake} ({mutant.file}), by {mutant.test}")
-    say(f"kernel mutants: {len(mutants) - missed} of {len(mutants)} are found by their tests")
+            for mutant, outcome in zip(mutants, pool.map(try_out, mutants), strict=True):
+                outcomes[outcome] += 1
+                if outcome is not MutantOutcome.FAILED:
+                    verb = "not found" if outcome is MutantOutcome.PASSED else "its test hangs"
+                    say(f"{verb}: {mutant.mistake} ({mutant.file}), by {mutant.test}")
+    missed = outcomes[MutantOutcome.PASSED]
+    hung = (
+        f", {outcomes[MutantOutcome.HUNG]} of them as they hang"
+        if outcomes[MutantOutcome.HUNG]
+        else ""
+    )
+    say(f"kernel mutants: {len(mutants) - missed} of {len(mutants)} are found by their tests{hung}")
     return missed
 
 

@@ -19,7 +19,7 @@ from saga.runtime.kernel import sqlite as database_module
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.rows import OLD_VERSION, Rows, WriteSet, writing
-from saga.runtime.kernel.sqlite import SqliteDatabase, sqlite_engine
+from saga.runtime.kernel.sqlite import DatabaseGone, SqliteDatabase, sqlite_engine
 from saga.runtime.kernel.tables import Schema, VersionConflict
 from tests.integration.kernels import until_somebody_waits
 
@@ -38,6 +38,8 @@ ODD = Rows(
 )
 """A table whose names have to be quoted."""
 SCHEMA = Schema(_metadata)
+PATIENCE_SECONDS = 60.0
+"""How long a thread waits for the test, at most."""
 
 
 @pytest.fixture
@@ -278,6 +280,7 @@ async def test_where_another_process_writes_a_brief_transaction_waits_beside_the
 async def test_where_the_disk_is_slow_commits_leave_the_event_loop_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(database_module, "STALL_SECONDS", 60)  # However slow this machine is.
     monkeypatch.setattr(database_module, "SLOW_MAX", 2)
     monkeypatch.setattr(database_module, "ASIDE_MIN", 3)
     threads: list[int] = []
@@ -312,6 +315,95 @@ async def test_where_the_disk_is_slow_commits_leave_the_event_loop_for_a_while(
     monkeypatch.setattr(database_module, "QUICK_SECONDS", 0)
     monkeypatch.setattr(database_module, "STALL_SECONDS", 0)
     assert await commit(5) == [True, *aside, True]
+    await opened.close()
+
+
+@pytest.mark.parametrize("brief", [True, False])
+async def test_what_is_written_into_a_file_that_was_replaced_meanwhile_does_not_count(
+    brief: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.db"
+    opened = SqliteDatabase(f"sqlite:///{path}", SCHEMA)
+
+    def replace(_: Connection) -> None:
+        path.rename(tmp_path / "odd.away")
+        path.touch()
+
+    with pytest.raises(DatabaseGone, match="put that one back, or restart") as gone:
+        await opened.transaction(replace, brief=brief)
+    assert opened.is_away(gone.value)
+    await opened.close()
+
+
+async def test_a_file_that_was_replaced_is_neither_written_nor_read_until_it_is_back(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "odd.db"
+    opened = SqliteDatabase(f"sqlite:///{path}", SCHEMA)
+    path.rename(tmp_path / "odd.away")
+    path.touch()
+
+    called: list[str] = []
+    with pytest.raises(DatabaseGone):
+        await opened.transaction(lambda _: called.append("written"), brief=True)
+    with pytest.raises(DatabaseGone):
+        await opened.read(lambda _: called.append("read"))
+    assert called == []
+
+    (tmp_path / "odd.away").rename(path)
+    await opened.transaction(inserting(row("a")), brief=True)
+    assert await opened.read(lambda connection: len(ODD.find(connection, ["a"]))) == 1
+    await opened.close()
+
+
+@pytest.mark.parametrize("brief", [True, False])
+async def test_who_is_cancelled_during_a_transaction_beside_the_loop_lets_it_end(
+    brief: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the next one would begin within it."""
+    opened = SqliteDatabase(f"sqlite:///{tmp_path / 'odd.db'}", SCHEMA)
+    begun, may_end = threading.Event(), threading.Event()
+    running = asyncio.get_running_loop()
+
+    class Held:
+        """A driver's connection whose commit waits."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(driver, name)
+
+        def commit(self) -> None:
+            wait()
+            driver.commit()
+
+    def wait() -> None:
+        begun.set()
+        assert may_end.wait(PATIENCE_SECONDS)
+
+    def write(connection: Connection) -> None:
+        inserting(row("a"))(connection)
+        if not brief:
+            wait()
+
+    driver = opened._driver
+    opened._driver = Held()  # type: ignore[assignment]
+    monkeypatch.setattr(opened._commits, "go_aside", lambda: True)
+    writing_one = asyncio.create_task(opened.transaction(write, brief=brief))
+    try:
+        await running.run_in_executor(None, begun.wait, PATIENCE_SECONDS)
+        writing_one.cancel()
+        writing_next = asyncio.create_task(opened.transaction(inserting(row("b"))))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not writing_one.done(), "it is cancelled before it has ended"
+        writing_one.cancel()  # Who is impatient changes nothing.
+    finally:
+        may_end.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await writing_one
+    await writing_next
+    found = await opened.read(lambda connection: len(ODD.find(connection, ["a", "b"])))
+    assert found == 2
     await opened.close()
 
 

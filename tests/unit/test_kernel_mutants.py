@@ -23,6 +23,7 @@ PARTS = {
     "leases": "kernel/leases.py",
     "publisher": "messaging/publisher.py",
     "inbox": "kernel/inbox.py",
+    "a database in a file": "kernel/sqlite.py",
 }
 
 
