@@ -435,12 +435,13 @@ def _suite(place: Place, routes: Sequence[str] = tuple(ROUTES), every: int = 1) 
     assert sent.refused.keys() == REFUSED[version[0]]
 
     # Each is a dead letter, with its reason, and carries what it carried.
-    letters = all_there(place.run(place.take("payment.dlq")), sent.to(*DEAD_ROUTES))
-    for routes, reason in (
+    resting = place.run(place.take("payment.dlq"))
+    letters = all_there(resting, sent.to(*DEAD_ROUTES))
+    for ways, reason in (
         (("events", "queue", "waiting"), b"undecodable"),
         (("broken", "flaky"), b"failed"),
     ):
-        expected = sent.to(*routes)
+        expected = sent.to(*ways)
         found = {ours_of(letters[body].raw)["x-saga-reason"][5:] for body in expected}
         assert found <= {reason}
         check_all_carried(letters, expected, version)
@@ -451,8 +452,9 @@ def _suite(place: Place, routes: Sequence[str] = tuple(ROUTES), every: int = 1) 
     assert {reasons[body] for body in sent.to("stream")} <= {"malformed"}
 
     # Who only looks sees them, and takes no harm.
-    # What the broker refused for the stream's sake, it has delivered to the queue before.
-    count = place.run(place.depth("payment.dlq"))
+    # What the broker refused for the stream's sake, it has delivered to the queue before. Of one
+    # message there are several copies, if the broker was too slow to confirm the first.
+    count = len({message.body for message in resting})
     report = place.run(reconcile(place.deployment, settle_seconds=0.0))
     # Some cases are about an id, which all messages of the case have.
     assert count - 20 < report.dead_letters["payment"] <= count
