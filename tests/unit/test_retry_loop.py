@@ -259,6 +259,7 @@ SLEEPING = {
     "saga/runtime/messaging/sealing.py IntakeSeal._insist": "persons",
     "saga/personal/persons.py Persons.open": "persons",
     "saga/personal/persons.py _Batcher._work": "waits once, for others",
+    "saga/personal/persons.py _Batcher._asked": "leaves a turn to others, once for each value",
     "saga/personal/forgetting.py Forgetter._outwait": "waits once, for what processes know",
     "saga/personal/lookup.py PersonLookup.not_recorded": "has a deadline",
     "saga/personal/forgetting.py Forgetter._end": "has a deadline",
