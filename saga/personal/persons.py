@@ -122,7 +122,11 @@ class Persons:
         return _with(message, found)
 
     def _opens_at_once(self, value: str) -> bool:
-        return self._store is not None and self._store.opened(value) is not None
+        return self._opened_at_once(value) is not None
+
+    def _opened_at_once(self, value: str) -> str | None:
+        """What a sealed text says, where that needs no asking."""
+        return None if self._store is None else self._store.opened(value)
 
     async def learn(self, values: Iterable[str]) -> None:
         """Ask the store about all these values in one go, so that they are sealed and opened at
@@ -179,7 +183,7 @@ class Persons:
         `Unsealable`, and at last `SealingAway`."""
         if not sealed(value):
             return value
-        if self._store is not None and (known := self._store.opened(value)) is not None:
+        if (known := self._opened_at_once(value)) is not None:
             return known
         clock = asyncio.get_running_loop().time
         deadline, backoff_seconds, this = clock() + PATIENCE_SECONDS, BACKOFF_MIN_SECONDS, object()
@@ -232,7 +236,7 @@ class Persons:
 
     async def _opened(self, value: str) -> str:
         """What a sealed text says, at once where its person's key is known."""
-        found = None if self._store is None else self._store.opened(value)
+        found = self._opened_at_once(value)
         return await asyncio.shield(self._opens.result_of(value)) if found is None else found
 
     async def _ask(self, question: Callable[[KeyStore], T]) -> T:
